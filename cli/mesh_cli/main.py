@@ -1,0 +1,5 @@
+"""Entry point of `mesh`."""
+
+
+def main() -> None:
+    """Filled by the verbs."""

@@ -1,0 +1,5 @@
+"""Entry point of `meshd`."""
+
+
+def main() -> None:
+    """Filled by the composition root."""

@@ -1,0 +1,95 @@
+"""An ad: a node's signed, expiring statement of what it offers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from meshd.core import limits
+from meshd.core.errors import BadInput
+from meshd.core.ids import ModelDigest, NodeId, parse_digest, parse_node_id
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU as NVML reports it."""
+
+    name: str
+    memory_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOffer:
+    """A model a node can run. Rates are measured on that node (tokens/s); 0 means not measured yet.
+    ``ready``: loaded now, not only on disk."""
+
+    name: str
+    digest: ModelDigest
+    context_tokens: int
+    prefill_tokens_per_s: float = 0.0
+    generation_tokens_per_s: float = 0.0
+    ready: bool = False
+
+    def __post_init__(self) -> None:
+        parse_digest(self.digest)
+        if not 1 <= len(self.name) <= 200:
+            raise BadInput("model name must have 1 to 200 characters", param="models")
+
+
+class OfferState(StrEnum):
+    """Whether a node takes new work from others."""
+
+    OPEN = "open"
+    NOT_SHARING = "not_sharing"
+    PAUSED = "paused"
+    DRAINING = "draining"
+    BUSY = "busy"
+
+
+@dataclass(frozen=True, slots=True)
+class Ad:
+    """What ``node`` offers. (``boot``, ``seq``) orders ads of one node, newest wins. Times are wall clock (s).
+
+    ``addresses`` are libp2p multiaddrs without the peer id. ``reason`` says in words why ``state`` is what it is.
+    """
+
+    node: NodeId
+    boot: int
+    seq: int
+    issued_at: float
+    expires_at: float
+    name: str
+    addresses: tuple[str, ...]
+    cpu_threads: int
+    memory_bytes: int
+    gpus: tuple[Gpu, ...]
+    models: tuple[ModelOffer, ...]
+    slots: int
+    slots_free: int
+    state: OfferState
+    reason: str
+    software: str
+
+    def __post_init__(self) -> None:
+        parse_node_id(self.node)
+        if not 0 < self.expires_at - self.issued_at <= limits.AD_TTL_S:
+            raise BadInput("an ad lives at most AD_TTL_S", param="expires_at")
+        if len(self.models) > limits.MAX_MODELS_PER_AD or len(self.gpus) > limits.MAX_GPUS_PER_AD:
+            raise BadInput("too many models or GPUs in an ad", param="models")
+        if not 0 <= self.slots_free <= self.slots <= 4096:
+            raise BadInput("slots out of range", param="slots")
+        if len(self.addresses) > 16 or len(self.reason) > 200 or len(self.name) > 100:
+            raise BadInput("ad field too long", param="addresses")
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """What "newer" means: a later boot of the node, then a later sequence number."""
+        return (self.boot, self.seq)
+
+    def model(self, name: str, digest: ModelDigest | None = None) -> ModelOffer | None:
+        """The offer for the model of that name (and digest, when pinned); None when there is none."""
+        for m in self.models:
+            if m.name == name and digest in (None, m.digest):
+                return m
+        return None

@@ -1,0 +1,201 @@
+"""The interfaces the node consumes: network, directory, engine, probe, clock. Implemented in floor 3, faked in
+`meshd.testing`, both held to the same conformance suites.
+
+Every port raises only errors of `meshd.core.errors`; a library's own errors are translated at its door.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from meshd.core.ad import Gpu
+from meshd.core.generation import FinishReason, Generation, Token
+from meshd.core.ids import ModelDigest, NodeId
+from meshd.core.trust import Certificate
+
+
+class FrameStream(Protocol):
+    """An ordered, authenticated stream of frames with one peer. One task may send while another receives."""
+
+    @property
+    def peer(self) -> NodeId: ...
+
+    async def send(self, kind: int, payload: bytes) -> None:
+        """Send one frame whole. Atomic against cancellation: either nothing or everything is written, and a
+        write stuck beyond its deadline costs the connection. Raises Truncated when the peer is gone."""
+
+    async def receive(self, max_bytes: int) -> tuple[int, bytes]:
+        """The next frame. Raises Truncated when the peer vanished or reset, FrameTooLarge before reading a
+        frame beyond ``max_bytes``. Cancellable at no cost: a partly received frame is kept for the next call."""
+
+    async def close(self) -> None:
+        """Say that nothing more will be sent. Idempotent, never raises."""
+
+    async def abort(self) -> None:
+        """Reset the stream at once, both directions. Idempotent, never raises."""
+
+
+StreamHandler = Callable[[FrameStream], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerUp:
+    """A member's connection passed the membership check. ``outbound``: we dialled."""
+
+    node: NodeId
+    certificate: Certificate
+    outbound: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDown:
+    """The last connection to the peer is gone (a killed process shows here at once)."""
+
+    node: NodeId
+
+
+class Transport(Protocol):
+    """Authenticated connections between members. Strangers never get this far."""
+
+    @property
+    def node(self) -> NodeId: ...
+
+    def addresses(self) -> tuple[str, ...]:
+        """Multiaddrs this node listens on, without the peer id, wildcard hosts expanded."""
+
+    def certificate_of(self, node: NodeId) -> Certificate | None:
+        """The certificate that the connected peer proved; None when not connected."""
+
+    def connected(self) -> tuple[NodeId, ...]: ...
+
+    async def dial(self, node: NodeId | None, addresses: Sequence[str], timeout_s: float) -> NodeId:
+        """Connect (or keep the live connection) and answer who is there. ``node`` None: learn it from a ``/p2p/``
+        part of the address, or take whoever proves membership. Raises Unreachable, NotMember, ClockWrong."""
+
+    async def open_stream(self, node: NodeId, protocol: str, timeout_s: float) -> FrameStream:
+        """A new stream to a connected peer. Raises Unreachable."""
+
+    def serve(self, protocol: str, handler: StreamHandler) -> None:
+        """Run ``handler`` for each inbound stream of ``protocol``. What the handler raises ends that stream only."""
+
+    async def drop(self, node: NodeId) -> None:
+        """Abort every connection to ``node`` now, frozen peers included. Never raises."""
+
+    def events(self) -> AsyncIterator[PeerUp | PeerDown]:
+        """Peers coming and going, from now on; bounded, one consumer."""
+
+
+class Directory(Protocol):
+    """The DHT as a background directory of ads. Never on a request's path."""
+
+    async def publish(self, ad: bytes) -> None:
+        """Put this node's signed ad under its own key. Best effort; raises Unreachable when nobody took it."""
+
+    async def lookup(self, node: NodeId) -> bytes | None:
+        """The newest unexpired ad of ``node`` in the network, never a stale local copy; None when there is none."""
+
+    def known(self) -> tuple[NodeId, ...]:
+        """Members in this node's routing table."""
+
+    def addresses_of(self, node: NodeId) -> tuple[str, ...]: ...
+
+    async def refresh(self) -> None:
+        """Walk the DHT once so that ``known`` learns of nodes met by others."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """A verified model file on this machine."""
+
+    name: str
+    digest: ModelDigest
+    path: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineModel:
+    """What the engine learnt about a model when it loaded it."""
+
+    name: str
+    digest: ModelDigest
+    context_tokens: int
+    slots: int
+    has_chat_template: bool
+    gpu_layers: int
+    prefill_tokens_per_s: float
+    generation_tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """The owner's limits on an engine, enforced while it runs."""
+
+    threads: int
+    duty: float = 1.0
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStarted:
+    """The prompt is tokenised and admitted to a slot."""
+
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTokens:
+    """Tokens in order, without a gap."""
+
+    tokens: tuple[Token, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFinished:
+    """The generation is complete."""
+
+    reason: FinishReason
+
+
+EngineEvent = EngineStarted | EngineTokens | EngineFinished
+
+
+class Engine(Protocol):
+    """Local inference. A crash inside costs the attempt (EngineFailed), never the daemon."""
+
+    def loaded(self) -> tuple[EngineModel, ...]: ...
+
+    def slots_free(self, digest: ModelDigest) -> int: ...
+
+    async def load(self, model: ModelFile, limits: EngineLimits) -> EngineModel:
+        """Load (or keep) the model. Raises ModelInvalid, BeyondLimits, EngineFailed."""
+
+    async def unload(self, digest: ModelDigest) -> None: ...
+
+    async def limit(self, limits: EngineLimits) -> None:
+        """Put new limits on every running engine, now and while requests run."""
+
+    def generate(
+        self, digest: ModelDigest, request: Generation, delivered: Sequence[Token]
+    ) -> AbstractAsyncContextManager[AsyncIterator[EngineEvent]]:
+        """Run one generation, going on after ``delivered``. Leaving the context frees the sequence within one
+        decode step. Raises BadInput, ContextOverflow, Overloaded (no slot), EngineFailed."""
+
+
+@dataclass(frozen=True, slots=True)
+class MachineInfo:
+    """What this machine has, as psutil and NVML report it."""
+
+    cpu_threads: int
+    memory_bytes: int
+    memory_available_bytes: int
+    gpus: tuple[Gpu, ...]
+
+
+class Probe(Protocol):
+    """Looks at the machine. Cheap; no blocking beyond a few milliseconds."""
+
+    def machine(self) -> MachineInfo: ...
