@@ -11,10 +11,38 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from meshd.core.ad import Gpu
-from meshd.core.generation import FinishReason, Generation, Token
+from meshd.core.engine import (
+    EngineEvent,
+    EngineFinished,
+    EngineLimits,
+    EngineModel,
+    EngineStarted,
+    EngineTokens,
+    MachineInfo,
+    ModelFile,
+)
+from meshd.core.generation import Generation, Token
 from meshd.core.ids import ModelDigest, NodeId
 from meshd.core.trust import Certificate
+
+__all__ = [
+    "Directory",
+    "Engine",
+    "EngineEvent",
+    "EngineFinished",
+    "EngineLimits",
+    "EngineModel",
+    "EngineStarted",
+    "EngineTokens",
+    "FrameStream",
+    "MachineInfo",
+    "ModelFile",
+    "PeerDown",
+    "PeerUp",
+    "Probe",
+    "StreamHandler",
+    "Transport",
+]
 
 
 class FrameStream(Protocol):
@@ -106,63 +134,6 @@ class Directory(Protocol):
         """Walk the DHT once so that ``known`` learns of nodes met by others."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelFile:
-    """A verified model file on this machine."""
-
-    name: str
-    digest: ModelDigest
-    path: str
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class EngineModel:
-    """What the engine learnt about a model when it loaded it."""
-
-    name: str
-    digest: ModelDigest
-    context_tokens: int
-    slots: int
-    has_chat_template: bool
-    gpu_layers: int
-    prefill_tokens_per_s: float
-    generation_tokens_per_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class EngineLimits:
-    """The owner's limits on an engine, enforced while it runs."""
-
-    threads: int
-    duty: float = 1.0
-    memory_bytes: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStarted:
-    """The prompt is tokenised and admitted to a slot."""
-
-    prompt_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class EngineTokens:
-    """Tokens in order, without a gap."""
-
-    tokens: tuple[Token, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class EngineFinished:
-    """The generation is complete."""
-
-    reason: FinishReason
-
-
-EngineEvent = EngineStarted | EngineTokens | EngineFinished
-
-
 class Engine(Protocol):
     """Local inference. A crash inside costs the attempt (EngineFailed), never the daemon."""
 
@@ -183,16 +154,6 @@ class Engine(Protocol):
     ) -> AbstractAsyncContextManager[AsyncIterator[EngineEvent]]:
         """Run one generation, going on after ``delivered``. Leaving the context frees the sequence within one
         decode step. Raises BadInput, ContextOverflow, Overloaded (no slot), EngineFailed."""
-
-
-@dataclass(frozen=True, slots=True)
-class MachineInfo:
-    """What this machine has, as psutil and NVML report it."""
-
-    cpu_threads: int
-    memory_bytes: int
-    memory_available_bytes: int
-    gpus: tuple[Gpu, ...]
 
 
 class Probe(Protocol):
