@@ -1,0 +1,106 @@
+"""Makes this node's ad: what it offers now, numbered, expiring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from meshd.core import limits
+from meshd.core.ad import Ad, ModelOffer
+from meshd.core.engine import EngineModel, MachineInfo, ModelFile
+from meshd.core.ids import NodeId
+from meshd.node.guest import Guest
+from meshd.node.ports import Engine, Probe, Transport
+
+
+@dataclass(frozen=True, slots=True)
+class Self:
+    """What does not change about this node while it runs. ``boot`` counts its starts."""
+
+    node: NodeId
+    name: str
+    boot: int
+    software: str
+    default_context_tokens: int
+    slots: int
+
+
+class Advertiser:
+    """Builds ads; every one newer than the last."""
+
+    def __init__(
+        self,
+        me: Self,
+        guest: Guest,
+        engine: Engine,
+        probe: Probe,
+        transport: Transport,
+        running: Callable[[], int],
+        wall: Callable[[], float],
+    ) -> None:
+        self._me = me
+        self._guest = guest
+        self._engine = engine
+        self._probe = probe
+        self._transport = transport
+        self._running = running
+        self._wall = wall
+        self._seq = 0
+        self._models: tuple[ModelFile, ...] = ()
+        self._machine: MachineInfo | None = None
+
+    def set_models(self, models: tuple[ModelFile, ...]) -> None:
+        """The registered models from now on."""
+        self._models = models[: limits.MAX_MODELS_PER_AD]
+
+    def look(self) -> None:
+        """Look at the machine again; a few milliseconds, so not on every ad that a state change causes."""
+        self._machine = self._probe.machine()
+
+    def slots_free(self) -> int:
+        """Attempts that this node could take now."""
+        return max(0, self._me.slots - self._running())
+
+    def ad(self) -> Ad:
+        """A new ad of what is true now."""
+        self._seq += 1
+        now_s = self._wall()
+        machine = self._machine or self._probe.machine()
+        self._machine = machine
+        free = self.slots_free()
+        state, reason = self._guest.state(free)
+        return Ad(
+            node=self._me.node,
+            boot=self._me.boot,
+            seq=self._seq,
+            issued_at=now_s,
+            expires_at=now_s + limits.AD_TTL_S,
+            name=self._me.name,
+            addresses=self._transport.addresses()[:16],
+            cpu_threads=machine.cpu_threads,
+            memory_bytes=machine.memory_bytes,
+            gpus=machine.gpus[: limits.MAX_GPUS_PER_AD],
+            models=self.offers(),
+            slots=self._me.slots,
+            slots_free=free,
+            state=state,
+            reason=reason,
+            software=self._me.software,
+        )
+
+    def offers(self) -> tuple[ModelOffer, ...]:
+        """The registered models, with what the engine measured of those loaded."""
+        loaded = {m.digest: m for m in self._engine.loaded()}
+        return tuple(self._offer(f, loaded.get(f.digest)) for f in self._models)
+
+    def _offer(self, file: ModelFile, loaded: EngineModel | None) -> ModelOffer:
+        if loaded is None:
+            return ModelOffer(file.name, file.digest, self._me.default_context_tokens)
+        return ModelOffer(
+            file.name,
+            file.digest,
+            loaded.context_tokens,
+            loaded.prefill_tokens_per_s,
+            loaded.generation_tokens_per_s,
+            ready=True,
+        )
