@@ -1,0 +1,159 @@
+"""Where a job goes: the feasible candidates, ranked, the choice among equals seeded by the job's own id.
+
+`PlacementView` keeps the candidates indexed as ads come and go, so that one decision over 10,000 candidates costs
+about a millisecond: per model, in groups of equal certificate facts and digest (one class and region check a
+group), each group holding only nodes that take work now, in order of node id (so that a decision depends on what is
+known and not on the order in which it was learnt).
+"""
+
+from __future__ import annotations
+
+import zlib
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from operator import itemgetter
+
+from meshd.core.ids import ModelDigest, NodeId
+from meshd.core.job import Job, TaskKind
+from meshd.policy.bans import Bans
+from meshd.policy.feasible import Candidate, Facts, Infeasible, feasible, permitted, unavailable
+from meshd.policy.rank import NEAR, Cost, cost_of, work_of
+
+_NOOP = ""
+_Entry = tuple[NodeId, Cost, bool]
+_GroupKey = tuple[Facts, ModelDigest]
+_node_of = itemgetter(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A proposal: ``worker`` should get the job, expected to take ``expected_s``; None when nobody can.
+
+    ``reasons`` counts the candidates that cannot, by reason (filled only when there is no worker).
+    ``bans_ignored``: every feasible candidate was banned, so the bans were set aside.
+    """
+
+    worker: NodeId | None
+    candidates: int
+    expected_s: float = 0.0
+    bans_ignored: bool = False
+    reasons: Mapping[Infeasible, int] = field(default_factory=dict)
+
+    def explain(self) -> str:
+        """One line for people."""
+        if self.worker is not None:
+            bans = ", bans set aside" if self.bans_ignored else ""
+            return f"best of {self.candidates}, about {self.expected_s:.1f} s{bans}"
+        if not self.reasons:
+            return "no node is known"
+        return ", ".join(f"{count} {reason}" for reason, count in sorted(self.reasons.items()))
+
+
+class PlacementView:
+    """The candidates of this node, indexed. Not thread safe; fed by membership's changes."""
+
+    def __init__(self, bans: Bans | None = None) -> None:
+        self.bans = bans or Bans()
+        self._candidates: dict[NodeId, Candidate] = {}
+        self._index: dict[str, dict[_GroupKey, list[_Entry]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._candidates)
+
+    def __iter__(self) -> Iterator[Candidate]:
+        return iter(self._candidates.values())
+
+    def get(self, node: NodeId) -> Candidate | None:
+        """What is known of ``node``."""
+        return self._candidates.get(node)
+
+    def put(self, candidate: Candidate) -> None:
+        """Add the candidate, or replace what was known of that node."""
+        self.remove(candidate.node)
+        self._candidates[candidate.node] = candidate
+        for model, key, entry in _entries(candidate):
+            insort(self._index.setdefault(model, {}).setdefault(key, []), entry, key=_node_of)
+
+    def remove(self, node: NodeId) -> None:
+        """Forget the node. Idempotent."""
+        candidate = self._candidates.pop(node, None)
+        if candidate is None:
+            return
+        for model, key, _ in _entries(candidate):
+            group = self._index[model][key]
+            at = bisect_left(group, node, key=_node_of)
+            del group[at]
+            if not group:
+                del self._index[model][key]
+
+    def open_to(self, job: Job, digest: ModelDigest | None) -> list[_Entry]:
+        """The entries of all candidates that can run ``job``, in an order that depends on their content only."""
+        groups = self._index.get(_NOOP if job.kind is TaskKind.NOOP else job.model, {})
+        found: list[_Entry] = []
+        for key in sorted(groups, key=_group_order):
+            facts, offered = key
+            if digest in (None, offered) and permitted(job.constraints, facts) is None:
+                found.extend(groups[key])
+        return found
+
+
+def _group_order(key: _GroupKey) -> tuple[str, int, str]:
+    return (key[0].region.path, key[0].clearance, key[1])
+
+
+def _entries(candidate: Candidate) -> Iterable[tuple[str, _GroupKey, _Entry]]:
+    """Where the candidate stands in the index: nowhere while it takes no work."""
+    facts = candidate.facts
+    if facts is None or unavailable(candidate) is not None:
+        return
+    yield _NOOP, (facts, ModelDigest("")), (candidate.node, cost_of(candidate, None), candidate.local)
+    seen: set[tuple[str, ModelDigest]] = {(_NOOP, ModelDigest(""))}
+    for offer in candidate.ad.models:
+        if (offer.name, offer.digest) not in seen:
+            seen.add((offer.name, offer.digest))
+            yield offer.name, (facts, offer.digest), (candidate.node, cost_of(candidate, offer), candidate.local)
+
+
+def place(
+    view: PlacementView,
+    job: Job,
+    excluded: Collection[NodeId],
+    digest: ModelDigest | None,
+    now_s: float,
+) -> Placement:
+    """The worker that ``job`` should be offered to now, or why there is none.
+
+    ``excluded`` nodes are never proposed. Banned ones are proposed only when every feasible candidate is banned.
+    ``digest`` pins the model file once tokens of it were delivered. Equal inputs give equal decisions.
+    """
+    entries = view.open_to(job, digest)
+    if excluded:
+        entries = [e for e in entries if e[0] not in excluded]
+    banned = view.bans.banned(now_s)
+    allowed = [e for e in entries if e[0] not in banned] if banned else entries
+    ignored = bool(entries) and not allowed
+    if not entries:
+        return Placement(None, len(view), reasons=_reasons(view, job, excluded, digest))
+    worker, expected_s = _best(job, entries if ignored else allowed)
+    return Placement(worker, len(view), expected_s, ignored)
+
+
+def _best(job: Job, entries: list[_Entry]) -> tuple[NodeId, float]:
+    """The entry expected to finish first; among near-equals the local node, else one that the job's id picks."""
+    work = work_of(job)
+    prompt, output = work.prompt_tokens, work.output_tokens
+    times_s = [fixed + p * prompt + g * output for _, (p, g, fixed), _ in entries]
+    limit_s = min(times_s) * NEAR
+    near = [i for i, t in enumerate(times_s) if t <= limit_s]
+    local = next((i for i in near if entries[i][2]), None)
+    chosen = near[zlib.crc32(job.id.encode()) % len(near)] if local is None else local
+    return entries[chosen][0], times_s[chosen]
+
+
+def _reasons(
+    view: PlacementView, job: Job, excluded: Collection[NodeId], digest: ModelDigest | None
+) -> dict[Infeasible, int]:
+    """Why nobody can, counted. Slower than the decision itself; only made when there is no worker."""
+    return Counter(feasible(job, candidate, digest) or Infeasible.EXCLUDED for candidate in view)
