@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import Protocol
 
 from meshd.core.engine import (
@@ -23,6 +22,8 @@ from meshd.core.engine import (
 )
 from meshd.core.generation import Generation, Token
 from meshd.core.ids import ModelDigest, NodeId
+from meshd.core.peers import PeerDown as PeerDown
+from meshd.core.peers import PeerUp as PeerUp
 from meshd.core.trust import Certificate
 
 __all__ = [
@@ -67,22 +68,6 @@ class FrameStream(Protocol):
 
 
 StreamHandler = Callable[[FrameStream], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class PeerUp:
-    """A member's connection passed the membership check. ``outbound``: we dialled."""
-
-    node: NodeId
-    certificate: Certificate
-    outbound: bool
-
-
-@dataclass(frozen=True, slots=True)
-class PeerDown:
-    """The last connection to the peer is gone (a killed process shows here at once)."""
-
-    node: NodeId
 
 
 class Transport(Protocol):
