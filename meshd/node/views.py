@@ -255,5 +255,9 @@ class Service(Protocol):
     async def invite(self, request: InviteRequest) -> str:
         """A new invite as text. Raises NotAuthorised when this node is no issuer."""
 
+    async def noop(self, worker: str | None) -> float:
+        """One no-op task, signed and sealed like any other, to ``worker`` (None: whoever the placement picks).
+        Returns the round trip in ms. Raises NoWorker, NotFound, Unreachable."""
+
     async def shutdown(self) -> None:
         """Ask the daemon to stop (returns before it has)."""

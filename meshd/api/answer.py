@@ -1,0 +1,202 @@
+"""Runs one job for one HTTP request: the whole answer at once, or as a stream of events.
+
+Leaving `service.submit()` cancels the job everywhere. The gate cancels us when the client goes away; `closing` is
+set when the daemon stops, so that a stream ends in a typed error and not in a cut line.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import trio
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from meshd.api.chunks import KEEPALIVE, Chunks, error_event, reroute_comment
+from meshd.api.contract import JOB_HEADER
+from meshd.api.errors import error_response, json_response
+from meshd.api.parse import ChatRequest
+from meshd.core.errors import MeshError, Overloaded
+from meshd.core.job import Job
+from meshd.node.views import AnswerEvent, JobDone, Rerouted, Service, TextDelta
+
+_log = logging.getLogger("meshd.api")
+
+
+class InternalError(MeshError):
+    """Something in the daemon broke its promise; the log has the details."""
+
+    code = "internal_error"
+
+
+def _unfinished() -> InternalError:
+    return InternalError("the answer ended before it was complete")
+
+
+class Closing:
+    """Whether the daemon is stopping, and the scopes of the answers that must end when it does."""
+
+    def __init__(self) -> None:
+        self._scopes: set[trio.CancelScope] = set()
+        self._closing = False
+
+    def close(self) -> None:
+        """End every answer that runs, and every later one at once."""
+        self._closing = True
+        for scope in self._scopes:
+            scope.cancel()
+
+    async def guard(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run ``work``; raises Overloaded when the daemon stopped before it was done."""
+        with trio.CancelScope() as scope:
+            self._scopes.add(scope)
+            try:
+                if self._closing:
+                    scope.cancel()
+                await work()
+            finally:
+                self._scopes.discard(scope)
+        if scope.cancelled_caught:
+            raise Overloaded("the daemon is stopping", retry_after_s=5, hint="send the request again")
+
+
+@asynccontextmanager
+async def _events(service: Service, job: Job) -> AsyncIterator[AsyncIterator[AnswerEvent]]:
+    """The events of ``job`` while it runs; leaving early ends the job, and the iterator with it."""
+    async with service.submit(job) as answer:
+        events = answer.events()
+        try:
+            yield events
+        finally:
+            if isinstance(events, AsyncGenerator):
+                await events.aclose()
+
+
+class WholeAnswer:
+    """An ASGI endpoint's answer that is sent when the job is done."""
+
+    def __init__(self, service: Service, job: Job, request: ChatRequest, closing: Closing) -> None:
+        self._service, self._job, self._closing = service, job, closing
+        self._chunks = Chunks(request, job.id, int(time.time()))
+        self._response: Response | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers: dict[str, str] = {JOB_HEADER: self._job.id}
+        try:
+            await self._closing.guard(self._run)
+        except MeshError as error:
+            self._response = error_response(error, headers)
+        assert self._response is not None  # noqa: S101 - _run sets it or raises
+        await self._response(scope, receive, send)
+
+    async def _run(self) -> None:
+        parts: list[str] = []
+        attempts = 1
+        async with _events(self._service, self._job) as events:
+            async for event in events:
+                if isinstance(event, TextDelta):
+                    parts.append(event.text)
+                elif isinstance(event, Rerouted):
+                    attempts = event.attempt
+                else:
+                    body = self._chunks.whole("".join(parts), event, attempts)
+                    self._response = json_response(body, headers={JOB_HEADER: self._job.id})
+                    return
+        raise _unfinished()
+
+
+class StreamedAnswer:
+    """An ASGI endpoint's answer as server-sent events.
+
+    Nothing is sent before the first event (or the first keepalive), so that an early failure has its own status.
+    """
+
+    def __init__(self, service: Service, job: Job, request: ChatRequest, closing: Closing, keepalive_s: float) -> None:
+        self._service, self._job, self._closing = service, job, closing
+        self._chunks = Chunks(request, job.id, int(time.time()))
+        self._keepalive_s = keepalive_s
+        self._attempts = 1
+        self._started = self._opened = self._ended = False
+        self._write_lock = trio.Lock()
+        self._written_at = trio.current_time()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._send = send
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_alive)
+            error = await self._outcome()
+            nursery.cancel_scope.cancel()
+        if error is None or self._ended:
+            return
+        if self._started:
+            await self._write(error_event(error), last=True)
+        else:
+            await error_response(error, {JOB_HEADER: self._job.id})(scope, receive, send)
+
+    async def _outcome(self) -> MeshError | None:
+        try:
+            await self._closing.guard(self._relay)
+        except MeshError as error:
+            return error
+        except Exception:  # noqa: BLE001 - the door of a request: the stream must end in a typed error
+            _log.exception("job %s: unexpected error while streaming", self._job.id)
+            return InternalError("internal error; the daemon's log has the details")
+        return None
+
+    async def _relay(self) -> None:
+        async with _events(self._service, self._job) as events:
+            async for event in events:
+                if isinstance(event, TextDelta):
+                    await self._write(self._open() + self._chunks.text(event.text))
+                elif isinstance(event, Rerouted):
+                    self._attempts = event.attempt
+                    await self._write(reroute_comment(event))
+                else:
+                    await self._write(self._open() + self._chunks.closing(event, self._attempts), last=True)
+                    return
+        raise _unfinished()
+
+    def _open(self) -> bytes:
+        """The opening chunk, once."""
+        if self._opened:
+            return b""
+        self._opened = True
+        return self._chunks.opening()
+
+    async def _write(self, data: bytes, *, last: bool = False) -> None:
+        try:
+            self._write_lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._write_lock.acquire()
+        try:
+            await self._send_now(data, last)
+        finally:
+            self._write_lock.release()
+
+    async def _send_now(self, data: bytes, last: bool) -> None:
+        if not self._started:
+            self._started = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": self._headers()})
+        self._ended = last  # before sending: a client may hang up the moment it reads the end
+        await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+        self._written_at = trio.current_time()
+
+    def _headers(self) -> list[tuple[bytes, bytes]]:
+        return [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-cache"),
+            (JOB_HEADER.lower().encode(), self._job.id.encode()),
+        ]
+
+    async def _keep_alive(self) -> None:
+        """A comment whenever nothing was written for a while; a writer that is busy needs none."""
+        while not self._ended:
+            await trio.sleep_until(self._written_at + self._keepalive_s)
+            due = trio.current_time() >= self._written_at + self._keepalive_s
+            if due and not self._ended and not self._write_lock.locked():
+                await self._write(KEEPALIVE)
+            elif self._write_lock.locked():
+                self._written_at = trio.current_time()
