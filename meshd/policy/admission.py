@@ -1,0 +1,93 @@
+"""The worker's last word on an offer: yes, or the first reason for no. Checked again here, whatever the submitter
+believed; what cannot be known for certain is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from meshd.core import limits
+from meshd.core.ad import ModelOffer
+from meshd.core.ids import ModelDigest, NodeId
+from meshd.core.job import TaskKind
+from meshd.core.share import Share
+from meshd.core.task import DeclineReason, Task, TaskHeader
+from meshd.policy.feasible import Facts, Infeasible, permitted
+
+BUSY_RETRY_S: Final = 0.25
+ENGINE_RETRY_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """This machine as it is now. ``facts``: its own certificate's, None when it has none that is valid.
+    ``engine_available`` False: the engine cannot take work at the moment (starting again, failed)."""
+
+    facts: Facts | None
+    share: Share
+    models: tuple[ModelOffer, ...]
+    draining: bool = False
+    engine_available: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why not, and after how many seconds the same worker may say yes (None: do not wait for it)."""
+
+    reason: DeclineReason
+    retry_after_s: float | None = None
+
+
+def admit(task: Task, host: Host, slots_free: int, *, local: bool) -> ModelDigest | Refusal | None:
+    """The digest of the model to use (None for a no-op), or why the offer is declined.
+
+    ``local``: the task comes from an app on this machine. The owner's will (sharing, pause, drain) is about others;
+    class, region, model, engine and a free slot are needed all the same.
+    """
+    refusal = (None if local else _will(host)) or _law(task, host)
+    if refusal is not None:
+        return refusal
+    digest = _digest(task, host)
+    if isinstance(digest, Refusal) or slots_free > 0:
+        return digest
+    return Refusal(DeclineReason.BUSY, BUSY_RETRY_S)
+
+
+def _will(host: Host) -> Refusal | None:
+    if not host.share.enabled:
+        return Refusal(DeclineReason.NOT_SHARING)
+    if host.share.paused:
+        return Refusal(DeclineReason.PAUSED)
+    return Refusal(DeclineReason.DRAINING) if host.draining else None
+
+
+def _law(task: Task, host: Host) -> Refusal | None:
+    if task.header.constraints != task.job.constraints:
+        return Refusal(DeclineReason.BAD_TASK)
+    match permitted(task.job.constraints, host.facts):
+        case None:
+            return None
+        case Infeasible.REGION:
+            return Refusal(DeclineReason.REGION)
+        case _:
+            return Refusal(DeclineReason.CLEARANCE)
+
+
+def _digest(task: Task, host: Host) -> ModelDigest | Refusal | None:
+    if task.job.kind is TaskKind.NOOP:
+        return None
+    for offer in host.models:
+        if offer.name == task.job.model and task.digest in (None, offer.digest):
+            return offer.digest if host.engine_available else Refusal(DeclineReason.ENGINE_UNAVAILABLE, ENGINE_RETRY_S)
+    return Refusal(DeclineReason.NO_MODEL)
+
+
+def addressed(header: TaskHeader, me: NodeId, submitter: NodeId, wall_s: float) -> DeclineReason | None:
+    """Why a verified header is not for us, not from the peer who sent it, or not for now; None when it is."""
+    if header.worker != me:
+        return DeclineReason.WRONG_RECIPIENT
+    if header.submitter != submitter:
+        return DeclineReason.BAD_TASK
+    late = wall_s > header.expires_at + limits.CLOCK_SKEW_S
+    early = header.expires_at > wall_s + limits.TASK_TTL_S + limits.CLOCK_SKEW_S
+    return DeclineReason.EXPIRED if late or early else None
