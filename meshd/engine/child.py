@@ -1,0 +1,257 @@
+"""One model, one process: ``python -m meshd.engine.child``, started by the pool, dead as soon as the pool is.
+
+Messages on stdin: ``load`` (a map), ``start`` (id, request, delivered ids), ``cancel`` (id), ``ack`` (id, tokens),
+``limits`` (threads, duty). On stdout: ``loaded`` (a map), ``load_failed`` (code, text), ``started`` (id, prompt tokens,
+implied stops), ``tokens`` (id, first index, [[token, piece]]), ``finished`` (id, reason), ``refused`` (id, code, text,
+param), ``beat`` (prefill tokens/s, generation tokens/s).
+
+llama.cpp may print: descriptor 1 is turned to stderr, frames go to a private copy. A reader thread ends the process
+when stdin does. (Linux's parent-death signal would fire when the *thread* that started us ends, and trio starts
+processes from short-lived threads.)
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+import time
+from typing import Any, Final, NoReturn
+
+from meshd.core.errors import BadInput, MeshError
+from meshd.core.generation import Generation
+from meshd.engine.codec import request_from
+from meshd.engine.decoding import ContextLost, Decoding, Prepared
+from meshd.engine.frames import FrameError, Message, Unpacker, pack
+from meshd.engine.llama import LlamaModel, LoadPlan
+from meshd.engine.prompt import PLAIN_STOP, ChatTemplate, plain_chat
+from meshd.engine.rates import Rates
+from meshd.engine.schedule import EXACT_CHUNK_TOKENS, Feed
+
+_BEAT_INTERVAL_S: Final = 0.25
+_READ_BYTES: Final = 256 * 1024
+_INBOX_MESSAGES: Final = 65_536
+_MEASURE_PREFILL_TOKENS: Final = 64
+_MEASURE_TOKENS: Final = 8
+
+Inbox = queue.Queue[Message]
+
+
+class Prompts:
+    """Makes prompt tokens of requests, always in the same way."""
+
+    def __init__(self, model: LlamaModel) -> None:
+        self._model = model
+        source = model.chat_template()
+        self._template: ChatTemplate | None = None
+        self.broken: BadInput | None = None
+        if source:
+            try:
+                self._template = ChatTemplate(source, model.bos_text(), model.eos_text())
+            except BadInput as error:
+                self.broken = error
+        self.has_template = self._template is not None
+
+    def prepare(self, request: Generation) -> Prepared:
+        """Tokens of the prompt. A plain text may spell control tokens (it is the app's own template); text inside
+        chat messages may not: it never ends a turn or opens another role. Raises BadInput."""
+        if request.prompt.text is not None:
+            return Prepared(self._model.tokenize(request.prompt.text, start=True, special=True))
+        if self.broken is not None:
+            raise self.broken
+        if self._template is None:
+            return Prepared(self._chat(plain_chat(request.prompt.messages), False), (PLAIN_STOP,))
+        text = self._template.render(request.prompt.messages)
+        bos = self._model.bos_text()
+        if bos and self._model.adds_bos():
+            text = text.removeprefix(bos)
+        return Prepared(self._chat(text, True, [m.content for m in request.prompt.messages]))
+
+    def _chat(self, text: str, special: bool, contents: list[str] | None = None) -> list[int]:
+        hostile = [c for c in contents or () if c and self._spells_control(c)]
+        if not hostile:
+            return self._model.tokenize(text, start=True, special=special)
+        tokens: list[int] = []
+        for part, own in _cut(text, hostile):
+            tokens += self._model.tokenize(part, start=not tokens, special=own)
+        return tokens
+
+    def _spells_control(self, content: str) -> bool:
+        plain = self._model.tokenize(content, start=False, special=False)
+        return plain != self._model.tokenize(content, start=False, special=True)
+
+
+def _cut(text: str, contents: list[str]) -> list[tuple[str, bool]]:
+    """``text`` in parts, each with whether the template wrote it (True) or one of ``contents`` did. Contents appear in
+    order; one that the template altered is looked for by its stripped form, and refused when it cannot be found."""
+    parts: list[tuple[str, bool]] = []
+    for content in contents:
+        needle = content if content in text else content.strip()
+        before, found, text = text.partition(needle)
+        if not found:
+            raise BadInput("a message spells control tokens of the model", param="messages")
+        parts += [(before, True), (needle, False)]
+    return [(part, own) for part, own in [*parts, (text, True)] if part]
+
+
+class Child:
+    """The process's main thread: takes messages, decodes, writes what came of it."""
+
+    def __init__(self, output_fd: int, inbox: Inbox) -> None:
+        self._output_fd = output_fd
+        self._inbox = inbox
+        self._duty = 1.0
+        self._rest_until_s = 0.0
+        self._beat_at_s = 0.0
+        self._rates = Rates()
+
+    def run(self) -> None:
+        """Load, then serve until stdin ends (the reader thread ends the process)."""
+        kind, options = self._inbox.get()
+        if kind != "load":
+            raise FrameError("the first message must be load")
+        try:
+            self._load(options)
+        except MeshError as error:
+            self._write([["load_failed", error.code, error.message]])
+            return
+        while True:
+            self._turn()
+
+    def _load(self, options: dict[str, Any]) -> None:
+        if hasattr(os, "nice") and options["nice"]:
+            os.nice(options["nice"])
+        self._duty = options["duty"]
+        slots, chunk_tokens = options["slots"], options["prefill_chunk_tokens"]
+        plan = LoadPlan(
+            path=options["path"],
+            slots=slots,
+            context_tokens=options["context_tokens"],
+            batch_tokens=max(slots + chunk_tokens, EXACT_CHUNK_TOKENS, _MEASURE_PREFILL_TOKENS),
+            threads=options["threads"],
+            gpu_layers=options["gpu_layers"],
+        )
+        self._model = LlamaModel(plan)
+        prompts = Prompts(self._model)
+        self._decoding = Decoding(self._model, prompts.prepare, slots=slots, prefill_chunk_tokens=chunk_tokens)
+        self._measure()
+        self._write([["loaded", self._facts(prompts)]])
+
+    def _facts(self, prompts: Prompts) -> dict[str, Any]:
+        return {
+            "context_tokens": self._model.context_tokens,
+            "has_chat_template": prompts.has_template,
+            "gpu_layers": self._model.gpu_layers,
+            "prefill_tokens_per_s": self._rates.prefill_tokens_per_s,
+            "generation_tokens_per_s": self._rates.generation_tokens_per_s,
+        }
+
+    def _measure(self) -> None:
+        """A short run on slot 0, so that the first ad carries rates of this machine."""
+        count = min(_MEASURE_PREFILL_TOKENS, self._model.context_tokens - _MEASURE_TOKENS)
+        token = self._model.vocab_tokens // 2
+        feeds = [Feed(0, 0, 0, (token,) * count, True, False)]
+        feeds += [Feed(0, 0, count + i, (token,), True, False) for i in range(_MEASURE_TOKENS)]
+        for _ in range(2):  # The first round pays for reading the file in.
+            self._rates = Rates()
+            for feed in feeds:
+                began_s = time.monotonic()
+                self._model.decode([feed])
+                self._model.logits(len(feed.tokens) - 1)
+                self._rates.note([feed], time.monotonic() - began_s)
+            self._model.free(0)
+
+    def _turn(self) -> None:
+        self._take_messages(self._patience_s())
+        now_s = time.monotonic()
+        if self._decoding.busy and now_s >= self._beat_at_s:
+            self._beat_at_s = now_s + _BEAT_INTERVAL_S
+            self._write([["beat", self._rates.prefill_tokens_per_s, self._rates.generation_tokens_per_s]])
+        if now_s < self._rest_until_s:
+            return
+        if feeds := self._decoding.next_step():
+            self._idle = False
+            self._step(feeds)
+        else:
+            self._idle = True
+
+    _idle = True
+
+    def _patience_s(self) -> float | None:
+        """How long to wait for messages before the next step; None: until one comes."""
+        if not self._decoding.busy:
+            return None
+        if self._idle:
+            return _BEAT_INTERVAL_S
+        return min(max(self._rest_until_s - time.monotonic(), 0.0), _BEAT_INTERVAL_S)
+
+    def _step(self, feeds: list[Feed]) -> None:
+        began_s = time.monotonic()
+        messages = self._decoding.step(feeds)
+        spent_s = time.monotonic() - began_s
+        rest_s = spent_s * (1 - self._duty) / self._duty
+        self._rest_until_s = began_s + spent_s + rest_s
+        self._rates.note(feeds, spent_s + rest_s)
+        self._write(messages)
+
+    def _take_messages(self, timeout_s: float | None) -> None:
+        try:
+            message = self._inbox.get(timeout=timeout_s) if timeout_s != 0 else self._inbox.get_nowait()
+            while True:
+                self._take(message)
+                message = self._inbox.get_nowait()
+        except queue.Empty:
+            return
+
+    def _take(self, message: Message) -> None:
+        match message:
+            case ["start", int(id), dict(request), list(delivered)]:
+                self._idle = False
+                self._write(self._start(id, request, delivered))
+            case ["cancel", int(id)]:
+                self._decoding.cancel(id)
+            case ["ack", int(id), int(tokens)]:
+                self._decoding.acknowledge(id, tokens)
+            case ["limits", int(threads), float(duty)]:
+                self._model.set_threads(threads)
+                self._duty = duty
+                self._rest_until_s = 0.0
+            case _:
+                raise FrameError(f"unknown message {message[0]!r}")
+
+    def _start(self, id: int, request: dict[str, Any], delivered: list[int]) -> list[Message]:
+        return self._decoding.start(id, request_from(request), delivered)
+
+    def _write(self, messages: list[Message]) -> None:
+        data = memoryview(b"".join(pack(message) for message in messages))
+        while data:
+            data = data[os.write(self._output_fd, data) :]
+
+
+def _read_stdin(inbox: Inbox) -> NoReturn:
+    unpacker = Unpacker()
+    try:
+        while data := os.read(0, _READ_BYTES):
+            for message in unpacker.feed(data):
+                inbox.put(message)
+    finally:
+        os._exit(0)  # The pool is gone; a decode in the main thread must not keep the process.
+
+
+def main() -> None:
+    """The process's entry."""
+    output_fd = os.dup(1)
+    os.dup2(2, 1)
+    inbox: Inbox = queue.Queue(_INBOX_MESSAGES)
+    threading.Thread(target=_read_stdin, args=(inbox,), daemon=True).start()
+    try:
+        Child(output_fd, inbox).run()
+    except BrokenPipeError:
+        os._exit(0)
+    except ContextLost as error:
+        sys.exit(f"the context is lost: {error}")
+
+
+if __name__ == "__main__":
+    main()

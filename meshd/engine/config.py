@@ -1,0 +1,20 @@
+"""How the pool runs its engines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class PoolConfig:
+    """``context_tokens`` is per slot. ``gpu_layers`` -1: all, where this build of llama.cpp can offload. An engine
+    that has work and shows no life for ``hang_after_s`` is killed; so is one that loads longer than
+    ``load_timeout_s``. ``nice``: how far the engine steps back behind the owner's own programs."""
+
+    slots: int = 4
+    context_tokens: int = 4096
+    prefill_chunk_tokens: int = 256
+    gpu_layers: int = -1
+    load_timeout_s: float = 120.0
+    hang_after_s: float = 30.0
+    nice: int = 5

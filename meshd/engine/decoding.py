@@ -1,0 +1,223 @@
+"""Runs generations step by step on a model: admission, decode, draw, stop. No llama.cpp, no clock, no IO of its own.
+
+``start`` admits a generation or refuses it, ``step`` decodes one batch and says what came of it; both answer with
+messages for the pool (see child.py for their list). A generation's slot is free as soon as it finished or was
+cancelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from meshd.core.errors import BadInput, ContextOverflow, EngineFailed, MeshError, Overloaded
+from meshd.core.generation import FinishReason, Generation
+from meshd.engine.frames import Message
+from meshd.engine.sampling import Draw, Logits
+from meshd.engine.schedule import Feed, Line, Schedule
+
+WINDOW_TOKENS: Final = 4096
+"""Tokens that may wait for a slow reader before its sequence is held."""
+
+_NO_ROOM: Final = 1
+_INVALID_BATCH: Final = -1
+
+
+class Model(Protocol):
+    """What decoding needs of a model; see llama.py."""
+
+    context_tokens: int
+    vocab_tokens: int
+
+    def decode(self, feeds: Sequence[Feed]) -> int: ...
+
+    def logits(self, row: int) -> Logits: ...
+
+    def free(self, slot: int) -> None: ...
+
+    def piece(self, token: int) -> bytes: ...
+
+    def ends(self, token: int) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A prompt as tokens, and the stops its template implies."""
+
+    tokens: list[int]
+    stop: tuple[str, ...] = ()
+
+
+class ContextLost(Exception):
+    """llama.cpp's context is in an unknown state: only a new process helps."""
+
+
+@dataclass(slots=True)
+class _Run:
+    draw: Draw
+    stops: tuple[bytes, ...]
+    tail_bytes: int
+    limit_tokens: int
+    produced: int
+    acknowledged: int
+    tail: bytes = b""
+    slot: int = field(default=-1)
+
+    def take(self, piece: bytes) -> bool:
+        """Count in one more token; whether the text now holds a stop string."""
+        text = self.tail + piece
+        self.produced += 1
+        self.tail = text[-self.tail_bytes :] if self.tail_bytes else b""
+        return any(stop in text for stop in self.stops)
+
+
+class Decoding:
+    """All generations of one model."""
+
+    def __init__(
+        self, model: Model, prepare: Callable[[Generation], Prepared], *, slots: int, prefill_chunk_tokens: int
+    ) -> None:
+        self._model = model
+        self._prepare = prepare
+        self._schedule = Schedule(prefill_chunk_tokens)
+        self._free_slots = list(range(slots))
+        self._runs: dict[int, _Run] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether any generation is admitted and unfinished."""
+        return bool(self._runs)
+
+    def start(self, id: int, request: Generation, delivered: Sequence[int]) -> list[Message]:
+        """Admit a generation that goes on after the ``delivered`` token ids: ``started``, or ``refused``. A
+        generation that was complete already also finishes here."""
+        try:
+            prepared = self._prepare(request)
+            run = self._admit(id, request, prepared, delivered)
+        except MeshError as error:
+            return [refusal(id, error)]
+        started: Message = ["started", id, len(prepared.tokens), list(prepared.stop)]
+        over = self._replay(run, delivered)
+        if over is not None:
+            return [started, ["finished", id, str(over)]]
+        self._enter(id, request, prepared, delivered, run)
+        return [started]
+
+    def _admit(self, id: int, request: Generation, prepared: Prepared, delivered: Sequence[int]) -> _Run:
+        context_tokens = self._model.context_tokens
+        prompt_tokens = len(prepared.tokens)
+        if not prepared.tokens:
+            raise BadInput("the prompt is empty", param="messages")
+        if prompt_tokens >= context_tokens or prompt_tokens + len(delivered) > context_tokens:
+            raise ContextOverflow(
+                f"the prompt has {prompt_tokens} tokens and {len(delivered)} were generated; "
+                f"this model's context holds {context_tokens}",
+                param="messages",
+            )
+        if any(not 0 <= token < self._model.vocab_tokens for token in delivered):
+            raise BadInput("a delivered token is not in this model's vocabulary", param="delivered")
+        if id in self._runs or not self._free_slots:
+            raise Overloaded("every slot of the engine is in use", retry_after_s=1.0)
+        stops = tuple(s.encode() for s in (*request.stop, *prepared.stop))
+        room_tokens = context_tokens - prompt_tokens
+        return _Run(
+            draw=Draw(request.sampling, delivered),
+            stops=stops,
+            tail_bytes=max((len(s) for s in stops), default=1) - 1,
+            limit_tokens=min(request.max_tokens or room_tokens, room_tokens),
+            produced=0,
+            acknowledged=len(delivered),
+        )
+
+    def _replay(self, run: _Run, delivered: Sequence[int]) -> FinishReason | None:
+        for token in delivered:
+            if self._model.ends(token):
+                return FinishReason.STOP
+            if run.take(self._model.piece(token)):
+                return FinishReason.STOP
+        return FinishReason.LENGTH if run.produced >= run.limit_tokens else None
+
+    def _enter(self, id: int, request: Generation, prepared: Prepared, delivered: Sequence[int], run: _Run) -> None:
+        run.slot = self._free_slots.pop(0)
+        self._runs[id] = run
+        tokens = [*prepared.tokens, *delivered]
+        self._schedule.add(Line(id, run.slot, request.exact, len(prepared.tokens), tokens))
+
+    def cancel(self, id: int) -> None:
+        """Forget the generation and empty its slot now. Unknown ids are ignored."""
+        run = self._runs.pop(id, None)
+        if run is None:
+            return
+        self._schedule.remove(id)
+        self._model.free(run.slot)
+        self._free_slots.append(run.slot)
+
+    def acknowledge(self, id: int, tokens: int) -> None:
+        """The reader took so many more tokens: a held sequence may go on."""
+        if (run := self._runs.get(id)) is not None:
+            run.acknowledged += tokens
+            self._hold(id, run)
+
+    def _hold(self, id: int, run: _Run) -> None:
+        self._schedule.line(id).held = run.produced - run.acknowledged >= WINDOW_TOKENS
+
+    def next_step(self) -> list[Feed]:
+        """What the next call of ``step`` should decode; empty when nothing can go on."""
+        return self._schedule.next_step()
+
+    def step(self, feeds: list[Feed]) -> list[Message]:
+        """Decode ``feeds`` and draw. Raises ContextLost when the context cannot be trusted any more."""
+        status = self._model.decode(feeds)
+        if status == 0:
+            return self._drawn(feeds)
+        if status not in (_NO_ROOM, _INVALID_BATCH):
+            raise ContextLost(f"llama_decode answered {status}")
+        # The cache is as before. Alone, each sequence shows whether it was the culprit; the others lose nothing.
+        if len(feeds) > 1:
+            return [message for feed in feeds for message in self.step([feed])]
+        return [self._refuse_room(feeds[0], status)]
+
+    def _refuse_room(self, feed: Feed, status: int) -> Message:
+        self.cancel(feed.id)
+        if status == _NO_ROOM:
+            return refusal(feed.id, Overloaded("the engine's cache is full", retry_after_s=1.0))
+        return refusal(feed.id, EngineFailed("llama.cpp refused the batch"))
+
+    def _drawn(self, feeds: list[Feed]) -> list[Message]:
+        messages: list[Message] = []
+        row = -1
+        for feed in feeds:
+            row += len(feed.tokens)
+            self._schedule.advance(feed)
+            if feed.complete:
+                messages += self._draw(feed.id, row)
+        return messages
+
+    def _draw(self, id: int, row: int) -> list[Message]:
+        run = self._runs[id]
+        try:
+            token = run.draw.next(self._model.logits(row))
+        except FloatingPointError as error:
+            self.cancel(id)
+            return [refusal(id, EngineFailed(str(error)))]
+        if self._model.ends(token):
+            return [self._finish(id, FinishReason.STOP)]
+        piece = self._model.piece(token)
+        messages: list[Message] = [["tokens", id, run.produced, [[token, piece]]]]
+        if run.take(piece):
+            return [*messages, self._finish(id, FinishReason.STOP)]
+        if run.produced >= run.limit_tokens:
+            return [*messages, self._finish(id, FinishReason.LENGTH)]
+        self._schedule.line(id).pending.append(token)
+        self._hold(id, run)
+        return messages
+
+    def _finish(self, id: int, reason: FinishReason) -> Message:
+        self.cancel(id)
+        return ["finished", id, str(reason)]
+
+
+def refusal(id: int, error: MeshError) -> Message:
+    """``error`` as a message about one generation."""
+    return ["refused", id, error.code, error.message, getattr(error, "param", None)]

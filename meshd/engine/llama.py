@@ -1,0 +1,182 @@
+"""llama.cpp behind a dozen calls: the only module that imports llama_cpp.
+
+One context, ``slots`` sequences, each with a cache stream of its own (``kv_unified`` off): a sequence's cells start at
+0 and nobody else's cells lie between them, which exact answers depend on. Offloading to a GPU follows llama.cpp's own
+support flag; that path has never been run on a GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import llama_cpp as lib
+import numpy as np
+
+from meshd.core.errors import EngineFailed, ModelInvalid
+from meshd.engine.sampling import Logits
+from meshd.engine.schedule import Feed
+
+_WARN_LEVEL: Final = 3
+_CONTINUED_LEVEL: Final = 5
+_UBATCH_TOKENS: Final = 512
+"""Part of the meaning of ``exact``, as it sizes the sliding-window cache: keep it constant."""
+
+_MAX_PIECE_BYTES: Final = 4096
+ALL_LAYERS: Final = -1
+
+
+@lib.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
+def _log(level: int, text: bytes, _data: object) -> None:
+    if _WARN_LEVEL <= level < _CONTINUED_LEVEL:
+        sys.stderr.write(text.decode("utf-8", "replace"))
+        sys.stderr.flush()
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """What to load and how. ``gpu_layers`` -1: all, where this build can offload."""
+
+    path: str
+    slots: int
+    context_tokens: int
+    batch_tokens: int
+    threads: int
+    gpu_layers: int
+
+
+class LlamaModel:
+    """A loaded model and its context. Not thread-safe; every call may take as long as llama.cpp takes."""
+
+    def __init__(self, plan: LoadPlan) -> None:
+        lib.llama_log_set(_log, ctypes.c_void_p(0))
+        lib.llama_backend_init()
+        self.gpu_layers = 0
+        self._model = self._load(plan)
+        self._vocab = lib.llama_model_get_vocab(self._model)
+        self.vocab_tokens = int(lib.llama_vocab_n_tokens(self._vocab))
+        self._context = self._open(plan)
+        self._memory = lib.llama_get_memory(self._context)
+        self._batch = lib.llama_batch_init(plan.batch_tokens, 0, 1)
+        self._batch_tokens = plan.batch_tokens
+        self._pieces: dict[int, bytes] = {}
+
+    def _load(self, plan: LoadPlan) -> lib.llama_model_p:
+        params = lib.llama_model_default_params()
+        if lib.llama_supports_gpu_offload():
+            # 999 is llama.cpp's own way of saying "every layer".
+            self.gpu_layers = 999 if plan.gpu_layers == ALL_LAYERS else plan.gpu_layers
+        params.n_gpu_layers = self.gpu_layers
+        model: lib.llama_model_p | None = lib.llama_model_load_from_file(plan.path.encode(), params)
+        if not model:
+            raise ModelInvalid("llama.cpp cannot load this file")
+        if lib.llama_model_has_encoder(model) or not lib.llama_model_has_decoder(model):
+            raise ModelInvalid("this is not a text-generating model")
+        self.gpu_layers = min(self.gpu_layers, int(lib.llama_model_n_layer(model)) + 1)
+        return model
+
+    def _open(self, plan: LoadPlan) -> lib.llama_context_p:
+        trained_tokens = int(lib.llama_model_n_ctx_train(self._model))
+        self.context_tokens = min(plan.context_tokens, trained_tokens) if trained_tokens > 0 else plan.context_tokens
+        params = lib.llama_context_default_params()
+        params.n_ctx = self.context_tokens * plan.slots
+        params.n_batch = plan.batch_tokens
+        params.n_ubatch = _UBATCH_TOKENS
+        params.n_seq_max = plan.slots
+        params.n_threads = params.n_threads_batch = plan.threads
+        params.kv_unified = False
+        params.swa_full = False
+        context: lib.llama_context_p | None = lib.llama_init_from_model(self._model, params)
+        if not context:
+            raise EngineFailed("llama.cpp cannot make a context for this model: not enough memory?")
+        return context
+
+    def set_threads(self, threads: int) -> None:
+        """Compute with so many threads from the next decode on."""
+        lib.llama_set_n_threads(self._context, threads, threads)
+
+    def metadata(self, key: str) -> str | None:
+        """A value of the file's metadata as text."""
+        size = 4096
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            needed = int(lib.llama_model_meta_val_str(self._model, key.encode(), buffer, size))
+            if needed < size:
+                return None if needed < 0 else buffer.value.decode("utf-8", "replace")
+            size = needed + 1
+
+    def chat_template(self) -> str | None:
+        """The Jinja source in the file; None when there is none."""
+        return self.metadata("tokenizer.chat_template")
+
+    def bos_text(self) -> str:
+        """The beginning-of-text token as templates write it; empty when the model has none."""
+        return self._special_text(int(lib.llama_vocab_bos(self._vocab)))
+
+    def eos_text(self) -> str:
+        """The end-of-text token as templates write it; empty when the model has none."""
+        return self._special_text(int(lib.llama_vocab_eos(self._vocab)))
+
+    def adds_bos(self) -> bool:
+        """Whether tokenising a prompt puts the beginning-of-text token in front."""
+        return bool(lib.llama_vocab_get_add_bos(self._vocab))
+
+    def _special_text(self, token: int) -> str:
+        return self._piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
+
+    def tokenize(self, text: str, *, start: bool, special: bool) -> list[int]:
+        """Token ids of ``text``. ``start``: put the model's beginning-of-text in front. ``special``: text that spells
+        a control token becomes that token."""
+        data = text.encode()
+        capacity = len(data) + 8
+        while True:
+            buffer = (lib.llama_token * capacity)()
+            count = int(lib.llama_tokenize(self._vocab, data, len(data), buffer, capacity, start, special))
+            if count >= 0:
+                return list(buffer[:count])
+            capacity = -count
+
+    def piece(self, token: int) -> bytes:
+        """The bytes a generated token stands for; control tokens stand for none."""
+        if token not in self._pieces:
+            self._pieces[token] = self._piece(token, special=False)
+        return self._pieces[token]
+
+    def _piece(self, token: int, *, special: bool) -> bytes:
+        buffer = ctypes.create_string_buffer(_MAX_PIECE_BYTES)
+        size = int(lib.llama_token_to_piece(self._vocab, token, buffer, _MAX_PIECE_BYTES, 0, special))
+        return buffer.raw[: max(size, 0)]
+
+    def ends(self, token: int) -> bool:
+        """Whether the token ends a generation."""
+        return bool(lib.llama_vocab_is_eog(self._vocab, token))
+
+    def decode(self, feeds: Sequence[Feed]) -> int:
+        """Run one step; llama_decode's status: 0 done, 1 no room in the cache, below 0 an error."""
+        batch = self._batch
+        total = sum(len(feed.tokens) for feed in feeds)
+        if total > self._batch_tokens:  # Writing on would corrupt memory.
+            raise ValueError(f"a step of {total} tokens is over {self._batch_tokens}")
+        count = 0
+        for feed in feeds:
+            for offset, token in enumerate(feed.tokens):
+                batch.token[count] = token
+                batch.pos[count] = feed.position + offset
+                batch.n_seq_id[count] = 1
+                batch.seq_id[count][0] = feed.slot
+                batch.logits[count] = feed.logits and offset == len(feed.tokens) - 1
+                count += 1
+        batch.n_tokens = count
+        return int(lib.llama_decode(self._context, batch))
+
+    def logits(self, row: int) -> Logits:
+        """Logits after the token at ``row`` of the last step's batch; a view that the next decode overwrites."""
+        pointer = lib.llama_get_logits_ith(self._context, row)
+        return np.ctypeslib.as_array(pointer, (self.vocab_tokens,))
+
+    def free(self, slot: int) -> None:
+        """Empty the slot's cache at once."""
+        lib.llama_memory_seq_rm(self._memory, slot, -1, -1)

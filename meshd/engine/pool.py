@@ -1,0 +1,175 @@
+"""The engines of this machine, one process per model. Implements the node's Engine port.
+
+A process that died is forgotten; the next ``load`` of its model starts a new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final
+
+import psutil
+import trio
+
+from meshd.core.engine import EngineEvent, EngineLimits, EngineModel, ModelFile
+from meshd.core.errors import BeyondLimits, EngineFailed
+from meshd.core.generation import Generation, Token
+from meshd.core.ids import ModelDigest
+from meshd.engine.config import PoolConfig
+from meshd.engine.gguf import GgufInfo, inspect
+from meshd.engine.process import EngineProcess
+
+_MEMORY_INTERVAL_S: Final = 0.5
+_OVERHEAD_BYTES: Final = 100 * 1024 * 1024
+"""Python, llama.cpp and its compute buffers; measured 60 to 90 MiB beside a small model."""
+
+
+@asynccontextmanager
+async def open_pool(config: PoolConfig | None = None) -> AsyncIterator[EnginePool]:
+    """A pool without models. On leaving, every engine process is killed and reaped."""
+    async with trio.open_nursery() as nursery:
+        pool = EnginePool(config or PoolConfig(), nursery)
+        nursery.start_soon(pool.guard_memory)
+        try:
+            yield pool
+        finally:
+            nursery.cancel_scope.cancel()
+
+
+class EnginePool:
+    """Use ``open_pool``. All of its methods belong to one trio run."""
+
+    def __init__(self, config: PoolConfig, nursery: trio.Nursery) -> None:
+        self._config = config
+        self._nursery = nursery
+        self._processes: dict[ModelDigest, EngineProcess] = {}
+        self._loading = trio.Lock()
+        self._limits: EngineLimits | None = None
+
+    def loaded(self) -> tuple[EngineModel, ...]:
+        """The models that can be used now, with their rates as measured last."""
+        return tuple(p.info for p in self._processes.values() if p.alive and p.info is not None)
+
+    def slots_free(self, digest: ModelDigest) -> int:
+        """How many more generations of that model may start now; 0 when it is not loaded."""
+        process = self._processes.get(digest)
+        return process.slots_free if process is not None else 0
+
+    def pid(self, digest: ModelDigest) -> int | None:
+        """The engine process of that model, for people who look after the machine; None when there is none."""
+        process = self._processes.get(digest)
+        return process.pid if process is not None else None
+
+    async def load(self, model: ModelFile, limits: EngineLimits) -> EngineModel:
+        """Load (or keep) the model. ``limits`` hold for every engine of the pool from now on.
+
+        Raises ModelInvalid (the file is bad), BeyondLimits (it would not fit), EngineFailed (it died or hung while
+        loading). Cancelled, it leaves nothing behind.
+        """
+        async with self._loading:
+            await self.limit(limits)
+            process = self._processes.get(model.digest)
+            if process is not None and process.alive and process.info is not None:
+                return process.info
+            if process is not None:
+                await process.gone.wait()
+            info = await trio.to_thread.run_sync(partial(inspect, model.path))
+            self._check_memory(info, limits)
+            return await self._start(EngineProcess(model, limits, self._config))
+
+    async def _start(self, process: EngineProcess) -> EngineModel:
+        digest = process.model.digest
+        self._processes[digest] = process
+        self._nursery.start_soon(self._live, process)
+        try:
+            await process.ready.wait()
+        except BaseException:
+            process.fail(EngineFailed("loading was cancelled"))
+            raise
+        if process.failure is not None or process.info is None:
+            raise process.failure or EngineFailed("the engine did not start")
+        return process.info
+
+    async def _live(self, process: EngineProcess) -> None:
+        await process.run()
+        if self._processes.get(process.model.digest) is process:
+            del self._processes[process.model.digest]
+
+    def _check_memory(self, info: GgufInfo, limits: EngineLimits) -> None:
+        need_bytes = estimate_bytes(info, self._config)
+        used_bytes = sum(process.rss_bytes() for process in self._processes.values())
+        ceiling_bytes = psutil.virtual_memory().total
+        if limits.memory_bytes is not None:
+            ceiling_bytes = min(ceiling_bytes, limits.memory_bytes)
+        if used_bytes + need_bytes > ceiling_bytes:
+            raise BeyondLimits(
+                f"{info.name} needs about {_mib(need_bytes)} MiB, the limit is {_mib(ceiling_bytes)} MiB"
+                + (f" and {_mib(used_bytes)} MiB are in use" if used_bytes else ""),
+                hint="raise the memory limit, or take a smaller model, fewer slots or a shorter context",
+            )
+
+    async def unload(self, digest: ModelDigest) -> None:
+        """End the model's engine; its generations end with EngineFailed. Returns when the process is gone."""
+        process = self._processes.get(digest)
+        if process is not None:
+            process.fail(EngineFailed("the model was unloaded"))
+            await process.gone.wait()
+
+    async def limit(self, limits: EngineLimits) -> None:
+        """Put new limits on every running engine: threads and duty from its next decode step, memory at once."""
+        if limits == self._limits:
+            return
+        self._limits = limits
+        for process in self._processes.values():
+            process.limit(limits)
+        self.enforce_memory()
+
+    async def guard_memory(self) -> None:
+        """Watch the memory ceiling until cancelled."""
+        while True:
+            await trio.sleep(_MEMORY_INTERVAL_S)
+            self.enforce_memory()
+
+    def enforce_memory(self) -> None:
+        """Kill the largest engine when all together are over the ceiling. Never raises."""
+        ceiling_bytes = self._limits.memory_bytes if self._limits is not None else None
+        if ceiling_bytes is None or not self._processes:
+            return
+        sizes = {digest: process.rss_bytes() for digest, process in self._processes.items()}
+        total_bytes = sum(sizes.values())
+        if total_bytes > ceiling_bytes:
+            largest = max(sizes, key=lambda digest: sizes[digest])
+            text = f"the engines took {_mib(total_bytes)} MiB, the limit is {_mib(ceiling_bytes)} MiB"
+            self._processes[largest].fail(EngineFailed(text))
+
+    @asynccontextmanager
+    async def generate(
+        self, digest: ModelDigest, request: Generation, delivered: Sequence[Token] = ()
+    ) -> AsyncIterator[AsyncIterator[EngineEvent]]:
+        """Run one generation, going on after ``delivered``; the first event is EngineStarted, the last
+        EngineFinished. Leaving the context frees the slot within one decode step.
+
+        Raises on entering: BadInput, ContextOverflow (the request's fault), Overloaded (no slot), EngineFailed (the
+        model is not loaded, or the engine died). Iterating raises EngineFailed after the tokens that came before.
+        """
+        process = self._processes.get(digest)
+        if process is None:
+            raise EngineFailed("the model is not loaded")
+        events = process.start(request, delivered)
+        try:
+            await events.admitted()
+            yield events
+        finally:
+            process.cancel(events)
+
+
+def estimate_bytes(info: GgufInfo, config: PoolConfig) -> int:
+    """Memory an engine with that model will take: the file, the cache of all slots, and overhead."""
+    context_tokens = min(config.context_tokens, info.context_tokens or config.context_tokens)
+    return info.size_bytes + info.cache_bytes_per_token * context_tokens * config.slots + _OVERHEAD_BYTES
+
+
+def _mib(size_bytes: int) -> int:
+    return size_bytes // (1024 * 1024)

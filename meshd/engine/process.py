@@ -1,0 +1,341 @@
+"""The pool's side of one engine process: starts it, speaks with it, watches it, buries it.
+
+Whatever ends the process (crash, kill, hang, memory, cancellation) ends every running generation with EngineFailed,
+after the tokens that were received before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import psutil
+import trio
+
+from meshd.core.engine import (
+    EngineEvent,
+    EngineFinished,
+    EngineLimits,
+    EngineModel,
+    EngineStarted,
+    EngineTokens,
+    ModelFile,
+)
+from meshd.core.errors import BadInput, ContextOverflow, EngineFailed, MeshError, ModelInvalid, Overloaded
+from meshd.core.generation import FinishReason, Generation, Token
+from meshd.engine.codec import request_map
+from meshd.engine.config import PoolConfig
+from meshd.engine.decoding import WINDOW_TOKENS
+from meshd.engine.frames import FrameError, Message, Unpacker, pack
+
+_ACKNOWLEDGE_EVERY_TOKENS: Final = 512
+_OUTBOX_MESSAGES: Final = 4096
+_READ_BYTES: Final = 256 * 1024
+_WATCH_INTERVAL_S: Final = 0.2
+_LAST_WORDS_S: Final = 0.3
+_STDERR_LINES: Final = 12
+_STDERR_LINE_CHARS: Final = 300
+
+
+class Events:
+    """The events of one generation, in order. One consumer."""
+
+    def __init__(self, process: EngineProcess, id: int) -> None:
+        self.id = id
+        self.failure: MeshError | None = None
+        self._process = process
+        # The engine holds a sequence at WINDOW_TOKENS unread tokens; every message but two carries at least one.
+        self._send, self._receive = trio.open_memory_channel[EngineEvent](WINDOW_TOKENS + 8)
+        self._unacknowledged = 0
+        self._first: EngineEvent | None = None
+
+    def __aiter__(self) -> Events:
+        return self
+
+    async def __anext__(self) -> EngineEvent:
+        """The next event. Raises EngineFailed (or what the engine refused with) after the last one received."""
+        if self._first is not None:
+            event, self._first = self._first, None
+            return event
+        try:
+            event = await self._receive.receive()
+        except trio.EndOfChannel:
+            if self.failure is not None:
+                raise self.failure from None
+            raise StopAsyncIteration from None
+        if isinstance(event, EngineTokens):
+            self._acknowledge(len(event.tokens))
+        return event
+
+    async def admitted(self) -> None:
+        """Wait until the engine took the generation in; raises what it refused with."""
+        self._first = await self.__anext__()
+
+    def _acknowledge(self, tokens: int) -> None:
+        self._unacknowledged += tokens
+        if self._unacknowledged >= _ACKNOWLEDGE_EVERY_TOKENS:
+            self._process.post(["ack", self.id, self._unacknowledged])
+            self._unacknowledged = 0
+
+    def put(self, event: EngineEvent) -> None:
+        """Hand on an event; the channel has room for all that the engine's window allows."""
+        with contextlib.suppress(trio.BrokenResourceError):
+            self._send.send_nowait(event)
+
+    def end(self, failure: MeshError | None = None) -> None:
+        """No more events; idempotent, the first failure stands."""
+        self.failure = self.failure or failure
+        self._send.close()
+
+    def leave(self) -> None:
+        """The consumer is gone."""
+        self._receive.close()
+
+
+@dataclass(slots=True)
+class _Progress:
+    """When the engine last showed life (trio's clock)."""
+
+    at_s: float
+
+
+class EngineProcess:
+    """One model in one process. Made and run by the pool."""
+
+    def __init__(self, model: ModelFile, limits: EngineLimits, config: PoolConfig) -> None:
+        self.model = model
+        self.ready = trio.Event()
+        self.gone = trio.Event()
+        self.info: EngineModel | None = None
+        self.failure: MeshError | None = None
+        self.pid: int | None = None
+        self._config = config
+        self._limits = limits
+        self._running: dict[int, Events] = {}
+        self._next_id = 1
+        self._progress = _Progress(trio.current_time())
+        self._stderr: deque[str] = deque(maxlen=_STDERR_LINES)
+        self._outbox, self._to_write = trio.open_memory_channel[Message](_OUTBOX_MESSAGES)
+        self._scope = trio.CancelScope()
+
+    @property
+    def alive(self) -> bool:
+        """Whether generations may be started."""
+        return self.info is not None and self.failure is None
+
+    @property
+    def slots_free(self) -> int:
+        """How many more generations may be started now."""
+        return self._config.slots - len(self._running) if self.alive else 0
+
+    def rss_bytes(self) -> int:
+        """Resident memory of the process; 0 when it is gone."""
+        try:
+            return int(psutil.Process(self.pid).memory_info().rss) if self.pid is not None else 0
+        except psutil.Error:
+            return 0
+
+    def start(self, request: Generation, delivered: Sequence[Token]) -> Events:
+        """Ask the engine for a generation. Raises Overloaded, BadInput, EngineFailed at once."""
+        if not self.alive:
+            raise self.failure or EngineFailed("the model is not loaded")
+        if any(token.index != place for place, token in enumerate(delivered)):
+            raise BadInput("the delivered tokens have a gap", param="delivered")
+        if self.slots_free <= 0:
+            raise Overloaded("every slot of the engine is in use", retry_after_s=1.0)
+        events = Events(self, self._next_id)
+        self._next_id += 1
+        if not self._running:
+            self._progress.at_s = trio.current_time()
+        self._running[events.id] = events
+        self.post(["start", events.id, request_map(request), [token.id for token in delivered]])
+        return events
+
+    def cancel(self, events: Events) -> None:
+        """The consumer leaves: free the slot within one decode step. Never raises."""
+        events.leave()
+        if self._running.pop(events.id, None) is not None:
+            self.post(["cancel", events.id])
+
+    def limit(self, limits: EngineLimits) -> None:
+        """New threads and duty from the next decode step on."""
+        self._limits = limits
+        self.post(["limits", limits.threads, float(limits.duty)])
+
+    def post(self, message: Message) -> None:
+        """Queue a message to the engine; a full queue means that it reads no more: it is given up."""
+        try:
+            self._outbox.send_nowait(message)
+        except trio.WouldBlock:
+            self.fail(EngineFailed("the engine takes no messages"))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return
+
+    def fail(self, failure: MeshError) -> None:
+        """Give the process up: it is killed and every generation ends with ``failure`` (the first one stands)."""
+        self.failure = self.failure or failure
+        self._scope.cancel()
+
+    async def run(self) -> None:
+        """Live until the process ends or is given up; it is dead and reaped on return, however that comes."""
+        try:
+            with self._scope:
+                await self._live()
+        except OSError as error:
+            self.failure = self.failure or EngineFailed(f"the engine cannot be started: {error}")
+        finally:
+            self._bury()
+
+    def _bury(self) -> None:
+        self.failure = self.failure or EngineFailed("the engine was stopped")
+        self._outbox.close()
+        self._to_write.close()
+        for events in self._running.values():
+            events.end(self.failure)
+        self._running.clear()
+        self.ready.set()
+        self.gone.set()
+
+    async def _live(self) -> None:
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-P", "-m", "meshd.engine.child"],
+            stdin=-1,
+            stdout=-1,
+            stderr=-1,
+        )
+        try:
+            self.pid = process.pid
+            async with trio.open_nursery() as nursery:
+                await self._attend(process, nursery)
+                nursery.cancel_scope.cancel()
+        finally:
+            process.kill()
+            self.pid = None
+            with trio.CancelScope(shield=True):
+                await process.wait()
+                for pipe in (process.stdin, process.stdout, process.stderr):
+                    if pipe is not None:
+                        await trio.aclose_forcefully(pipe)
+
+    async def _attend(self, process: trio.Process, nursery: trio.Nursery) -> None:
+        if process.stdin is None or process.stdout is None or process.stderr is None:
+            raise OSError("no pipes")
+        deaf = trio.Event()
+        nursery.start_soon(self._keep_words, process.stderr, deaf)
+        nursery.start_soon(self._write, process.stdin)
+        nursery.start_soon(self._watch)
+        self.post(["load", self._load_options()])
+        problem = await self._read(process.stdout)
+        process.kill()
+        with trio.move_on_after(_LAST_WORDS_S):
+            await deaf.wait()
+        if self.failure is None:
+            status = await process.wait()
+            self.failure = EngineFailed(self._with_words(problem or f"the engine died ({_cause(status)})"))
+
+    def _load_options(self) -> dict[str, Any]:
+        return {
+            "path": self.model.path,
+            "slots": self._config.slots,
+            "context_tokens": self._config.context_tokens,
+            "prefill_chunk_tokens": self._config.prefill_chunk_tokens,
+            "gpu_layers": self._config.gpu_layers,
+            "nice": self._config.nice,
+            "threads": self._limits.threads,
+            "duty": float(self._limits.duty),
+        }
+
+    async def _write(self, stdin: trio.abc.SendStream) -> None:
+        # A dying engine breaks its pipe here; why it died is learnt from its stdout and its exit status.
+        with contextlib.suppress(trio.BrokenResourceError):
+            async for message in self._to_write:
+                await stdin.send_all(pack(message))
+
+    async def _read(self, stdout: trio.abc.ReceiveStream) -> str | None:
+        """Take messages until the engine's end; the problem, when it talks nonsense."""
+        unpacker = Unpacker()
+        try:
+            while data := await stdout.receive_some(_READ_BYTES):
+                for message in unpacker.feed(data):
+                    self._take(message)
+        except (FrameError, BadInput, ValueError, TypeError, KeyError) as error:
+            return f"the engine wrote nonsense: {error}"
+        except trio.BrokenResourceError:
+            return None
+        return None
+
+    async def _keep_words(self, stderr: trio.abc.ReceiveStream, deaf: trio.Event) -> None:
+        rest = ""
+        with contextlib.suppress(trio.BrokenResourceError):
+            while data := await stderr.receive_some(4096):
+                *lines, rest = (rest + data.decode("utf-8", "replace")).split("\n")
+                self._stderr.extend(line[:_STDERR_LINE_CHARS] for line in lines if line.strip())
+                rest = rest[-_STDERR_LINE_CHARS:]
+        deaf.set()
+
+    def _with_words(self, reason: str) -> str:
+        return "\n".join([reason, *self._stderr])
+
+    async def _watch(self) -> None:
+        """Give up an engine that shows no life though it has work."""
+        while True:
+            await trio.sleep(_WATCH_INTERVAL_S)
+            busy = self.info is None or bool(self._running)
+            bound_s = self._config.load_timeout_s if self.info is None else self._config.hang_after_s
+            if busy and trio.current_time() - self._progress.at_s > bound_s:
+                what = "loading took" if self.info is None else "no progress for"
+                self.fail(EngineFailed(self._with_words(f"the engine hangs: {what} more than {bound_s:g} s")))
+
+    def _take(self, message: Message) -> None:
+        self._progress.at_s = trio.current_time()
+        match message:
+            case ["tokens", int(id), int(first), list(tokens)]:
+                self._put(id, EngineTokens(tuple(Token(first + i, t, p) for i, (t, p) in enumerate(tokens))))
+            case ["started", int(id), int(prompt_tokens), list(stops)]:
+                self._put(id, EngineStarted(prompt_tokens, tuple(stops)))
+            case ["finished", int(id), str(reason)]:
+                self._put(id, EngineFinished(FinishReason(reason)))
+                self._end(id, None)
+            case ["refused", int(id), str(code), str(text), param]:
+                self._end(id, _refusal(code, text, param))
+            case ["beat", float(prefill), float(generation)]:
+                self._rates(prefill, generation)
+            case ["loaded", dict(facts)]:
+                self.info = EngineModel(self.model.name, self.model.digest, slots=self._config.slots, **facts)
+                self.ready.set()
+            case ["load_failed", str(code), str(text)]:
+                kind = ModelInvalid if code == ModelInvalid.code else EngineFailed
+                self.failure = kind(self._with_words(text))
+            case _:
+                raise FrameError(f"unknown message {message[0]!r}")
+
+    def _put(self, id: int, event: EngineEvent) -> None:
+        if (events := self._running.get(id)) is not None:
+            events.put(event)
+
+    def _end(self, id: int, failure: MeshError | None) -> None:
+        if (events := self._running.pop(id, None)) is not None:
+            events.end(failure)
+
+    def _rates(self, prefill: float, generation: float) -> None:
+        if self.info is not None and math.isfinite(prefill) and math.isfinite(generation):
+            self.info = replace(self.info, prefill_tokens_per_s=prefill, generation_tokens_per_s=generation)
+
+
+def _refusal(code: str, text: str, param: str | None) -> MeshError:
+    if code == ContextOverflow.code:
+        return ContextOverflow(text, param=param)
+    if code == BadInput.code:
+        return BadInput(text, param=param)
+    if code == Overloaded.code:
+        return Overloaded(text, retry_after_s=1.0)
+    return EngineFailed(text)
+
+
+def _cause(status: int) -> str:
+    return f"signal {-status}" if status < 0 else f"exit status {status}"

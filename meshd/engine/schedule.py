@@ -1,0 +1,118 @@
+"""Which tokens go into the next decode step. Pure: no llama.cpp, no clock.
+
+Sequences that share batches ("shared") all give one token a step; on top, the oldest waiting prompts fill up to
+``prefill_chunk_tokens``, so that a long prompt never stalls the running answers for longer than one chunk.
+
+An exact sequence gets steps of its own, with shapes that depend on nothing but its own prompt: chunks of
+``EXACT_CHUNK_TOKENS``, then one token a step, replayed tokens included. Floating-point sums depend on the shapes of a
+batch, so this is what makes two workers agree to the last bit. Exact sequences and the shared batch take turns.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+EXACT_CHUNK_TOKENS: Final = 64
+"""Part of the meaning of ``exact``: changing it breaks resuming exact answers begun by an older build."""
+
+_SHARED: Final = -1
+"""The turn of the shared batch; other turns are ids of exact sequences."""
+
+
+@dataclass(slots=True)
+class Line:
+    """One sequence: ``pending`` tokens are known but not decoded yet, ``decoded`` is how many the cache holds.
+    ``held``: skipped for now, because its reader lags."""
+
+    id: int
+    slot: int
+    exact: bool
+    prompt_tokens: int
+    pending: list[int]
+    decoded: int = 0
+    held: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """``tokens`` of one sequence for this step, from ``position``; ``logits``: of the last token, wanted.
+    ``complete``: nothing is pending after it, so the next token must be drawn."""
+
+    id: int
+    slot: int
+    position: int
+    tokens: tuple[int, ...]
+    logits: bool
+    complete: bool
+
+
+class Schedule:
+    """All sequences of one context and whose turn it is."""
+
+    def __init__(self, prefill_chunk_tokens: int) -> None:
+        self._chunk_tokens = prefill_chunk_tokens
+        self._lines: dict[int, Line] = {}
+        self._turns: deque[int] = deque([_SHARED])
+
+    def add(self, line: Line) -> None:
+        """Let ``line`` take part from the next step on; prompts are served in this order."""
+        self._lines[line.id] = line
+        if line.exact:
+            self._turns.append(line.id)
+
+    def remove(self, id: int) -> None:
+        """Forget the sequence; unknown ids are ignored."""
+        line = self._lines.pop(id, None)
+        if line is not None and line.exact:
+            self._turns.remove(id)
+
+    def line(self, id: int) -> Line:
+        """The sequence of that id."""
+        return self._lines[id]
+
+    def advance(self, feed: Feed) -> None:
+        """The tokens of ``feed`` are in the cache now."""
+        line = self._lines[feed.id]
+        line.decoded += len(feed.tokens)
+        del line.pending[: len(feed.tokens)]
+
+    def next_step(self) -> list[Feed]:
+        """What to decode now; empty when no sequence can go on."""
+        for _ in range(len(self._turns)):
+            turn = self._turns[0]
+            self._turns.rotate(-1)
+            feeds = self._shared() if turn == _SHARED else self._exact(self._lines[turn])
+            if feeds:
+                return feeds
+        return []
+
+    def _exact(self, line: Line) -> list[Feed]:
+        if line.held or not line.pending:
+            return []
+        prompt_left = line.prompt_tokens - line.decoded
+        # Logits are asked for on every step, needed or not: the shapes must be those of the undisturbed run.
+        return [_feed(line, min(EXACT_CHUNK_TOKENS, prompt_left) if prompt_left > 0 else 1, logits=True)]
+
+    def _shared(self) -> list[Feed]:
+        able = [line for line in self._lines.values() if not line.exact and not line.held and line.pending]
+        feeds = [_feed(line, 1) for line in able if len(line.pending) == 1]
+        room_tokens = self._chunk_tokens
+        for line in able:
+            if len(line.pending) > 1 and room_tokens > 0:
+                feeds.append(_feed(line, min(room_tokens, len(line.pending))))
+                room_tokens -= len(feeds[-1].tokens)
+        return feeds
+
+
+def _feed(line: Line, count: int, *, logits: bool = False) -> Feed:
+    complete = count == len(line.pending)
+    return Feed(
+        id=line.id,
+        slot=line.slot,
+        position=line.decoded,
+        tokens=tuple(line.pending[:count]),
+        logits=logits or complete,
+        complete=complete,
+    )
