@@ -42,13 +42,13 @@ def admit(task: Task, host: Host, slots_free: int, *, local: bool) -> ModelDiges
     """The digest of the model to use (None for a no-op), or why the offer is declined.
 
     ``local``: the task comes from an app on this machine. The owner's will (sharing, pause, drain) is about others;
-    class, region, model, engine and a free slot are needed all the same.
+    class, region, model, engine and a free slot are needed all the same (a no-op needs neither of the last three).
     """
     refusal = (None if local else _will(host)) or _law(task, host)
     if refusal is not None:
         return refusal
     digest = _digest(task, host)
-    if isinstance(digest, Refusal) or slots_free > 0:
+    if digest is None or isinstance(digest, Refusal) or slots_free > 0:
         return digest
     return Refusal(DeclineReason.BUSY, BUSY_RETRY_S)
 
