@@ -1,0 +1,93 @@
+"""`mesh status`: everything about this node and its mesh on one screen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from mesh_cli.render.jobs import job_rows, running
+from mesh_cli.render.models import rate_table
+from mesh_cli.render.nodes import by_liveness, peer_table, why
+from mesh_cli.render.share import share_line
+from mesh_cli.render.text import age, clean, dim, grid, heading, plural, size, styled
+
+SHOWN_PEERS = 8
+SHOWN_JOBS = 5
+CERTIFICATE_WARN_S = 3 * 86400.0
+
+
+def status_screen(view: Mapping[str, Any], *, now: float) -> RenderableType:
+    """The screen for a StatusView; ``now`` is wall time."""
+    sections = [_me(view, now), _warnings(view), _peers(view), _jobs(view, now), _models(view), _engines(view)]
+    lines: list[RenderableType] = []
+    for section in sections:
+        if section:
+            lines += [Text(""), *section] if lines else section
+    return Group(*lines)
+
+
+def _me(view: Mapping[str, Any], now: float) -> list[RenderableType]:
+    me, org = view["me"], view["org"]
+    head = Text(clean(me["name"]), style="bold").append("  ").append_text(_plain(why(me)))
+    head.append(f"  {me['slots_free']} of {plural(me['slots'], 'slot')} free", style="not bold dim")
+    place = " · ".join(clean(x) for x in (org["name"], me["site"], me["region"], f"up to {me['clearance']}"))
+    left_s = float(org["certificate_not_after"]) - now
+    card = f"certificate {age(left_s)} left" if left_s > 0 else "certificate EXPIRED"
+    roles = [card, *(["issuer"] if org["issuer"] else []), *_policy(view)]
+    notes = " · ".join(roles)
+    up = f"{clean(view['api_url'])} · up {age(view['uptime_s'])} · {clean(view['version'])}"
+    body = [Text(place), _plain(share_line(view["share"])), Text(notes, style="dim"), Text(up, style="dim")]
+    return [head, *(Padding(t, (0, 0, 0, 2)) for t in body)]
+
+
+def _plain(text: Text) -> Text:
+    return Text("").append_text(text)
+
+
+def _policy(view: Mapping[str, Any]) -> list[str]:
+    policy = view.get("policy")
+    return [f"policy epoch {policy['epoch']}"] if isinstance(policy, Mapping) and "epoch" in policy else []
+
+
+def _warnings(view: Mapping[str, Any]) -> list[RenderableType]:
+    return [Text(f"! {clean(w)}", style="yellow") for w in view["warnings"]]
+
+
+def _peers(view: Mapping[str, Any]) -> list[RenderableType]:
+    peers = by_liveness(view["peers"])
+    if not peers:
+        return [heading("Peers", "none: this node is alone, and still answers")]
+    alive = sum(p["liveness"] == "alive" for p in peers)
+    lines: list[RenderableType] = [heading("Peers", f"{alive} of {len(peers)} alive"), peer_table(peers[:SHOWN_PEERS])]
+    if len(peers) > SHOWN_PEERS:
+        lines.append(dim(f"  and {len(peers) - SHOWN_PEERS} more: mesh nodes"))
+    return lines
+
+
+def _jobs(view: Mapping[str, Any], now: float) -> list[RenderableType]:
+    jobs = [j for j in view["jobs"] if running(j)]
+    if not jobs:
+        return [heading("Jobs", "none running")]
+    lines: list[RenderableType] = [heading("Jobs", f"{len(jobs)} running"), job_rows(jobs[:SHOWN_JOBS], now=now)]
+    if len(jobs) > SHOWN_JOBS:
+        lines.append(dim(f"  and {len(jobs) - SHOWN_JOBS} more: mesh jobs"))
+    return lines
+
+
+def _models(view: Mapping[str, Any]) -> list[RenderableType]:
+    table = rate_table(view)
+    return [heading("Models"), table] if table.row_count else [heading("Models", "none: mesh model add FILE")]
+
+
+def _engines(view: Mapping[str, Any]) -> list[RenderableType]:
+    if not view["engines"]:
+        return []
+    table = grid("MODEL", "STATE", "PID", "MEMORY", "SLOTS", right=(2, 3, 4), wide=(0,))
+    for e in view["engines"]:
+        free = f"{e['slots_free']}/{e['slots']}"
+        table.add_row(clean(e["model"]), styled(e["state"]), str(e["pid"]), size(e["rss_bytes"]), free)
+    return [heading("Engines"), table]

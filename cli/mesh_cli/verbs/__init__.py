@@ -1,0 +1,1 @@
+"""One file a verb; each is loaded only when its verb is typed."""
