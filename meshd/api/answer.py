@@ -21,7 +21,7 @@ from meshd.api.errors import error_response, json_response
 from meshd.api.parse import ChatRequest
 from meshd.core.errors import MeshError, Overloaded
 from meshd.core.job import Job
-from meshd.node.views import AnswerEvent, JobDone, Rerouted, Service, TextDelta
+from meshd.node.views import AnswerEvent, Rerouted, Service, TextDelta
 
 _log = logging.getLogger("meshd.api")
 
@@ -75,6 +75,18 @@ async def _events(service: Service, job: Job) -> AsyncIterator[AsyncIterator[Ans
                 await events.aclose()
 
 
+async def _outcome(closing: Closing, work: Callable[[], Awaitable[None]], job: Job) -> MeshError | None:
+    """Do ``work``; the error to tell the client, None when all went well."""
+    try:
+        await closing.guard(work)
+    except MeshError as error:
+        return error
+    except Exception:  # noqa: BLE001 - the door of a job: its client must get a typed error, the daemon lives on
+        _log.exception("job %s: unexpected error", job.id)
+        return InternalError("internal error; the daemon's log has the details")
+    return None
+
+
 class WholeAnswer:
     """An ASGI endpoint's answer that is sent when the job is done."""
 
@@ -84,12 +96,10 @@ class WholeAnswer:
         self._response: Response | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers: dict[str, str] = {JOB_HEADER: self._job.id}
-        try:
-            await self._closing.guard(self._run)
-        except MeshError as error:
-            self._response = error_response(error, headers)
-        assert self._response is not None  # noqa: S101 - _run sets it or raises
+        error = await _outcome(self._closing, self._run, self._job)
+        if error is not None:
+            self._response = error_response(error, {JOB_HEADER: self._job.id})
+        assert self._response is not None  # noqa: S101 - _run sets it or fails
         await self._response(scope, receive, send)
 
     async def _run(self) -> None:
@@ -127,7 +137,7 @@ class StreamedAnswer:
         self._send = send
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_alive)
-            error = await self._outcome()
+            error = await _outcome(self._closing, self._relay, self._job)
             nursery.cancel_scope.cancel()
         if error is None or self._ended:
             return
@@ -135,16 +145,6 @@ class StreamedAnswer:
             await self._write(error_event(error), last=True)
         else:
             await error_response(error, {JOB_HEADER: self._job.id})(scope, receive, send)
-
-    async def _outcome(self) -> MeshError | None:
-        try:
-            await self._closing.guard(self._relay)
-        except MeshError as error:
-            return error
-        except Exception:  # noqa: BLE001 - the door of a request: the stream must end in a typed error
-            _log.exception("job %s: unexpected error while streaming", self._job.id)
-            return InternalError("internal error; the daemon's log has the details")
-        return None
 
     async def _relay(self) -> None:
         async with _events(self._service, self._job) as events:

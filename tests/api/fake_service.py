@@ -1,0 +1,198 @@
+"""A scripted node behind the API: each test says what an answer's events are."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from meshd.core.errors import MeshError, NotFound
+from meshd.core.generation import FinishReason, Usage
+from meshd.core.ids import JobId, job_id
+from meshd.core.job import Job
+from meshd.node.views import (
+    AnswerEvent,
+    InviteRequest,
+    JobDone,
+    JobView,
+    MeshModelView,
+    ModelView,
+    NodeView,
+    OrgView,
+    ShareView,
+    StatusView,
+    TextDelta,
+)
+
+DIGEST = "ab" * 32
+RECEIPT = "rcpt_1"
+Script = Callable[[Job], AsyncIterator[AnswerEvent]]
+
+
+def done(tokens: int, finish: FinishReason = FinishReason.STOP) -> JobDone:
+    return JobDone(finish, Usage(7, tokens), None, RECEIPT)
+
+
+def says(*texts: str) -> Script:
+    """An answer of these deltas, one token each."""
+
+    async def script(job: Job) -> AsyncIterator[AnswerEvent]:
+        for text in texts:
+            yield TextDelta(text, 1)
+        yield done(len(texts))
+
+    return script
+
+
+def plays(*events: AnswerEvent | MeshError | Exception) -> Script:
+    """An answer of these events; an exception is raised when its turn comes."""
+
+    async def script(job: Job) -> AsyncIterator[AnswerEvent]:
+        for event in events:
+            if isinstance(event, Exception):
+                raise event
+            yield event
+
+    return script
+
+
+def endless(pace: Callable[[], trio.Event] | None = None) -> Script:
+    """Deltas without end, as fast as the reader takes them."""
+
+    async def script(job: Job) -> AsyncIterator[AnswerEvent]:
+        while True:
+            yield TextDelta("x" * 1000, 1)
+            await trio.lowlevel.checkpoint()
+
+    return script
+
+
+def says_then_hangs(*texts: str) -> Script:
+    """Some deltas, then silence for ever."""
+
+    async def script(job: Job) -> AsyncIterator[AnswerEvent]:
+        for text in texts:
+            yield TextDelta(text, 1)
+        await trio.sleep_forever()
+
+    return script
+
+
+@dataclass
+class FakeAnswer:
+    job: JobId
+    script: AsyncIterator[AnswerEvent]
+
+    def events(self) -> AsyncIterator[AnswerEvent]:
+        return self.script
+
+
+def _node() -> NodeView:
+    return NodeView(
+        id="12D3KooW" + "A" * 44,
+        name="desk",
+        site="hq",
+        region="eu/de",
+        clearance="internal",
+        liveness="self",
+        state="open",
+        reason="",
+        talked_age_s=None,
+        heard_age_s=0.0,
+        cpu_threads=2,
+        memory_bytes=1,
+        gpus=(),
+        models=(),
+        slots=1,
+        slots_free=1,
+        addresses=(),
+        software="meshd/0",
+    )
+
+
+@dataclass
+class FakeService:
+    script: Script = field(default_factory=lambda: says("Hello", " world"))
+    submitted: list[Job] = field(default_factory=list)
+    running: int = 0
+    calls: list[tuple[object, ...]] = field(default_factory=list)
+    failure: Exception | None = None
+    share_view: ShareView = ShareView(True, False, False, 0.5, 1, None)
+
+    @asynccontextmanager
+    async def submit(self, job: Job) -> AsyncIterator[FakeAnswer]:
+        self.submitted.append(job)
+        self.running += 1
+        try:
+            yield FakeAnswer(job.id, self.script(job))
+        finally:
+            self.running -= 1
+
+    def new_job_id(self) -> JobId:
+        return job_id(len(self.submitted).to_bytes(16, "big"))
+
+    def new_seed(self) -> int:
+        return 4242
+
+    def mesh_models(self) -> tuple[MeshModelView, ...]:
+        return (MeshModelView("org/tiny", DIGEST, 2048, ("12D3KooW" + "A" * 44,), True),)
+
+    def _did(self, *call: object) -> None:
+        self.calls.append(call)
+        if self.failure is not None:
+            raise self.failure
+
+    async def status(self) -> StatusView:
+        self._did("status")
+        org = OrgView("acme", "00", True, 1, 0.0, "hq", "eu/de", "internal", ("member",))
+        return StatusView(_node(), org, self.share_view, (), (), (), (), (), "http://127.0.0.1:1", 1.0, "0")
+
+    async def nodes(self) -> tuple[NodeView, ...]:
+        self._did("nodes")
+        return (_node(),)
+
+    async def jobs(self) -> tuple[JobView, ...]:
+        self._did("jobs")
+        return ()
+
+    async def share(self, cpu: float | None, memory_bytes: int | None) -> ShareView:
+        self._did("share", cpu, memory_bytes)
+        return self.share_view
+
+    async def unshare(self) -> ShareView:
+        self._did("unshare")
+        return self.share_view
+
+    async def pause(self) -> ShareView:
+        self._did("pause")
+        return self.share_view
+
+    async def resume(self) -> ShareView:
+        self._did("resume")
+        return self.share_view
+
+    async def drain(self, deadline_s: float) -> ShareView:
+        self._did("drain", deadline_s)
+        return self.share_view
+
+    async def add_model(self, path: str, name: str | None) -> ModelView:
+        self._did("add_model", path, name)
+        return ModelView(name or "tiny", DIGEST, 2048, False, 0.0, 0.0)
+
+    async def remove_model(self, name: str) -> None:
+        self._did("remove_model", name)
+        if name != "org/tiny":
+            raise NotFound("no such model")
+
+    async def invite(self, request: InviteRequest) -> str:
+        self._did("invite", request)
+        return "mesh1invite"
+
+    async def noop(self, worker: str | None) -> float:
+        self._did("noop", worker)
+        return 1.5
+
+    async def shutdown(self) -> None:
+        self._did("shutdown")
