@@ -1,0 +1,85 @@
+"""Composition of the network layer: one call opens it, leaving the block ends it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.peer.id import ID
+from libp2p.tools.anyio_service import background_trio_service
+
+from meshd.core.errors import PortInUse
+from meshd.net.addresses import Endpoint, expand, parse
+from meshd.net.book import AddressBook
+from meshd.net.config import AdJudge, Gate, NetConfig
+from meshd.net.directory import DhtDirectory
+from meshd.net.host import MeshHost
+from meshd.net.noise import MemberNoise
+from meshd.net.swarm import MeshSwarm, Upgrader
+from meshd.net.transport import Libp2pTransport
+
+# The library logs warnings of its own dealings with strangers; without a handler they would go to stderr.
+logging.getLogger("libp2p").addHandler(logging.NullHandler())
+
+
+class MeshNet:
+    """The running network: its ``transport`` and its ``directory``."""
+
+    def __init__(self, transport: Libp2pTransport, directory: DhtDirectory) -> None:
+        self.transport = transport
+        self.directory = directory
+
+
+@asynccontextmanager
+async def open_mesh_net(config: NetConfig, gate: Gate, judge: AdJudge) -> AsyncIterator[MeshNet]:
+    """Listen and serve until the block is left. Raises PortInUse, BadInput (an address that cannot be listened on).
+
+    Handlers should be installed with ``transport.serve`` before the first await inside the block.
+    """
+    keys = create_new_key_pair(config.seed)
+    me = ID.from_pubkey(keys.public_key)
+    book = AddressBook()
+    book.add_key_pair(me, keys)
+    listeners = await _listen([parse(a) for a in config.listen])
+    ports = [(listener.socket.getsockname()[0], listener.socket.getsockname()[1]) for listener in listeners]
+
+    def addresses() -> tuple[str, ...]:
+        found = (Endpoint(host, port).multiaddr() for wildcard, port in ports for host in expand(wildcard))
+        return tuple(dict.fromkeys(found))
+
+    noise = MemberNoise(keys, gate, config.handshake_timeout_s)
+    swarm = MeshSwarm(me, book, Upgrader(noise, config.write_deadline_s), config)
+    host = MeshHost(swarm, addresses, config.directory_timeout_s)
+    net = MeshNet(Libp2pTransport(host, swarm, addresses), DhtDirectory(host, swarm, judge, config))
+    async with background_trio_service(swarm), trio.open_nursery() as nursery:
+        for listener in listeners:
+            nursery.start_soon(_serve, listener, swarm)
+        try:
+            yield net
+        finally:
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await host.close()
+
+
+async def _serve(listener: trio.SocketListener, swarm: MeshSwarm) -> None:
+    await trio.serve_listeners(swarm.accept, [listener])
+
+
+async def _listen(endpoints: list[Endpoint]) -> list[trio.SocketListener]:
+    """Our own listeners: the library's share a taken port silently (SO_REUSEPORT) instead of failing."""
+    listeners: list[trio.SocketListener] = []
+    for endpoint in endpoints:
+        try:
+            listeners += await trio.open_tcp_listeners(endpoint.port, host=endpoint.host)
+        except OSError as error:
+            for listener in listeners:
+                await listener.aclose()
+            if error.errno == errno.EADDRINUSE:
+                raise PortInUse(f"port {endpoint.port} is taken", hint="choose another with listen") from error
+            raise
+    return listeners
