@@ -19,11 +19,14 @@ class OfferReceived:
     """A verified, opened task from ``submitter``. ``local``: from an app on this machine, which has no lease."""
 
     submitter: NodeId
-    attempt: AttemptId
     task: Task
     host: Host
     wall_s: float
     local: bool = False
+
+    @property
+    def attempt(self) -> AttemptId:
+        return self.task.header.attempt
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,4 +17,4 @@ class Liveness(StrEnum):
 
 def silent_since(talked_at_s: float | None, now_s: float) -> bool:
     """Whether a node we talk to has missed its heartbeats (monotonic seconds; None: never talked, never silent)."""
-    return talked_at_s is not None and now_s - talked_at_s >= limits.SUSPECT_AFTER_S
+    return talked_at_s is not None and now_s >= talked_at_s + limits.SUSPECT_AFTER_S
