@@ -18,8 +18,8 @@ from meshd.node.views import InviteRequest
 class Ledger(Protocol):
     """Signed receipts, appended and never changed."""
 
-    async def append(self, receipt: Receipt, signed: bytes) -> str:
-        """Keep a receipt; returns its id once it is on disk."""
+    async def append(self, receipts: Sequence[tuple[Receipt, bytes]]) -> None:
+        """Keep receipts, each with its signed bytes; returns once they are on disk."""
 
 
 class PeerBook(Protocol):

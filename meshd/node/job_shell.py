@@ -1,0 +1,258 @@
+"""One job at its submitter: feeds the submission machine and carries out what it decides.
+
+Everything but the attempts' own conversations happens synchronously, so an event and its effects are one step of
+the loop and no other event comes in between.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import trio
+
+from meshd.core import errors
+from meshd.core.errors import MeshError
+from meshd.core.generation import Usage
+from meshd.core.ids import AttemptId, NodeId
+from meshd.core.job import Job, TaskKind
+from meshd.core.receipt import Receipt
+from meshd.core.task import LossReason
+from meshd.machine import submission_events as on
+from meshd.machine.submission import State, Submission
+from meshd.machine.table import StoryEntry
+from meshd.node.answer import AnswerBuffer
+from meshd.node.timer import Timer
+from meshd.node.views import AttemptView, JobDone, JobView, Rerouted, TextDelta
+from meshd.policy.placement import Placement, PlacementView, place
+from meshd.policy.text import TextAssembler
+
+_ERRORS: dict[str, type[MeshError]] = {
+    e.code: e for e in (errors.NoWorker, errors.UnknownModel, errors.ContextOverflow, errors.BadInput)
+}
+
+
+class Attempts(Protocol):
+    """What a job needs of those who talk to workers."""
+
+    def begin(self, offer: on.Offer, shell: JobShell) -> None:
+        """Start the attempt's conversation; it feeds ``shell`` until it is over."""
+
+    def cancel(self, attempt: AttemptId) -> None:
+        """Tell the worker to stop, if the conversation is still going on."""
+
+
+@dataclass(slots=True)
+class _AttemptRecord:
+    view: AttemptView
+    lost_at_s: float | None = None
+    receipt: Receipt | None = None
+    receipt_id: str = ""
+
+
+class JobShell:
+    """Runs one job to its one end. Create, call `start`, read ``answer``; `cancel` any time."""
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        me: NodeId,
+        view: PlacementView,
+        attempts: Attempts,
+        name_of: Callable[[NodeId], str],
+        wall: Callable[[], float],
+        patience_s: float,
+        seed: int,
+    ) -> None:
+        self.job = job
+        self.answer = AnswerBuffer(job.id)
+        self.over = trio.Event()
+        self._me = me
+        self._machine = Submission(job, seed=seed, patience_s=patience_s)
+        self._view = view
+        self._attempts = attempts
+        self._name_of = name_of
+        self._wall = wall
+        self._timer = Timer(self._machine.next_deadline, lambda: self.feed(on.Tick()))
+        self._pending: deque[on.SubmissionEvent] = deque()
+        self._feeding = False
+        self._assembler = TextAssembler(job.generation.stop if job.generation else ())
+        self._records: dict[int, _AttemptRecord] = {}
+        self._last_token_at_s: float | None = None
+        self._gap_from_s: float | None = None
+        self._started_at = wall()
+        self._ended_at: float | None = None
+        self._finish = ""
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Begin; the job's timer lives in ``nursery`` until the job is over."""
+        nursery.start_soon(self._keep_time)
+        self.feed(on.Submitted())
+
+    def cancel(self) -> None:
+        """The app is gone: cancel the job everywhere. Does nothing to a job that is over."""
+        self.feed(on.Cancelled())
+
+    async def _keep_time(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._timer.run)
+            await self.over.wait()
+            nursery.cancel_scope.cancel()
+
+    def feed(self, event: on.SubmissionEvent) -> None:
+        """Let the machine see ``event`` and do what follows; events made meanwhile come after it, in order."""
+        self._pending.append(event)
+        if self._feeding:
+            return
+        self._feeding = True
+        try:
+            while self._pending:
+                for effect in self._machine.handle(self._pending.popleft(), trio.current_time()):
+                    self._carry_out(effect)
+        finally:
+            self._feeding = False
+        self._timer.poke()
+
+    def receipt(self, attempt: AttemptId, receipt: Receipt, receipt_id: str) -> None:
+        """The worker's receipt of ``attempt`` came and is good."""
+        record = self._records[attempt.number]
+        record.receipt, record.receipt_id = receipt, receipt_id
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the job waits for a candidate."""
+        return self._machine.state is State.WAITING
+
+    def story(self) -> tuple[StoryEntry, ...]:
+        """How the job got where it is."""
+        return self._machine.story()
+
+    # -- effects
+
+    def _carry_out(self, effect: on.SubmissionEffect) -> None:
+        match effect:
+            case on.AskPlacement():
+                self._pending.append(self._place(effect))
+            case on.Offer():
+                self._offer(effect)
+            case on.Deliver():
+                self._deliver(effect)
+            case on.CancelAttempt():
+                self._attempts.cancel(effect.attempt)
+                self._record(effect.attempt, outcome=effect.reason)
+            case on.Began():
+                if not self._machine.delivered:
+                    own = self.job.generation.stop if self.job.generation else ()
+                    self._assembler = TextAssembler((*own, *effect.stops))
+            case on.Reroute():
+                self._rerouted(effect)
+            case on.ReportFault():
+                self._view.bans.fault(effect.worker, LossReason(effect.reason), trio.current_time())
+                self._record(effect.attempt, outcome=effect.reason)
+            case on.Complete():
+                self._complete(effect)
+            case on.Fail():
+                self._fail(effect)
+            case on.Withdrawn():
+                self._end("cancelled")
+
+    def _place(self, ask: on.AskPlacement) -> on.SubmissionEvent:
+        placement = place(self._view, self.job, ask.excluded, ask.digest, trio.current_time())
+        if placement.worker is not None:
+            return on.Placed(placement.worker)
+        return on.NoCandidate(tuple(r.value for r in placement.reasons), self._model_known(placement))
+
+    def _model_known(self, placement: Placement) -> bool:
+        if self.job.kind is TaskKind.NOOP:
+            return True
+        return any(candidate.ad.model(self.job.model) is not None for candidate in self._view)
+
+    def _offer(self, offer: on.Offer) -> None:
+        view = AttemptView(offer.attempt.number, offer.worker, self._name_of(offer.worker), 0, "", None)
+        self._records[offer.attempt.number] = _AttemptRecord(view)
+        self._attempts.begin(offer, self)
+
+    def _deliver(self, deliver: on.Deliver) -> None:
+        now_s = trio.current_time()
+        text = "".join([self._assembler.feed(token.piece) for token in deliver.tokens])
+        record = self._records[deliver.attempt.number]
+        gap_ms = record.view.gap_ms
+        if self._gap_from_s is not None:
+            gap_ms, self._gap_from_s = (now_s - self._gap_from_s) * 1000, None
+        record.view = replace(record.view, tokens=record.view.tokens + len(deliver.tokens), gap_ms=gap_ms)
+        self._last_token_at_s = now_s
+        self.answer.write(TextDelta(text, len(deliver.tokens)))
+        if self._assembler.stopped:
+            self._pending.append(on.StoppedByText())
+
+    def _rerouted(self, effect: on.Reroute) -> None:
+        if self._gap_from_s is None:
+            self._gap_from_s = self._last_token_at_s
+        worker_name = self._name_of(effect.worker)
+        self.answer.write(
+            Rerouted(effect.attempt.number, effect.worker, worker_name, effect.at_token, str(effect.reason))
+        )
+
+    def _complete(self, complete: on.Complete) -> None:
+        rest = self._assembler.flush()
+        if rest:
+            self.answer.write(TextDelta(rest, 0))
+        record = self._records.get(complete.attempt.number) if complete.attempt else None
+        receipt, receipt_id = (record.receipt, record.receipt_id) if record else (None, "")
+        self.answer.write(JobDone(complete.finish, complete.usage, receipt, receipt_id))
+        if complete.worker is not None and complete.verified:
+            self._view.bans.success(complete.worker)
+        if complete.attempt is not None:
+            self._record(complete.attempt, outcome=str(complete.finish))
+        self._end(str(complete.finish))
+
+    def _fail(self, fail: on.Fail) -> None:
+        kind = _ERRORS.get(fail.code, errors.NoWorker)
+        self.answer.fail(kind(fail.message, hint=_hint(kind)))
+        self._end(fail.code)
+
+    def _end(self, finish: str) -> None:
+        self._finish = finish
+        self._ended_at = self._wall()
+        self.over.set()
+
+    def _record(self, attempt: AttemptId, *, outcome: str) -> None:
+        record = self._records.get(attempt.number)
+        if record is not None and not record.view.outcome:
+            record.view = replace(record.view, outcome=str(outcome))
+
+    # -- for people
+
+    def declined(self, attempt: AttemptId, reason: str) -> None:
+        """Note why the worker said no."""
+        self._record(attempt, outcome=f"declined: {reason}")
+
+    def view(self) -> JobView:
+        """The job as `mesh jobs` shows it."""
+        usage: Usage = self._machine.usage
+        attempts: Sequence[AttemptView] = [r.view for r in self._records.values()]
+        return JobView(
+            id=self.job.id,
+            role="submitter",
+            kind=self.job.kind.value,
+            model=self.job.model,
+            state=self._machine.state.value,
+            submitter=self._me,
+            attempts=tuple(attempts),
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            started_at=self._started_at,
+            ended_at=self._ended_at,
+            finish=self._finish,
+        )
+
+
+def _hint(kind: type[MeshError]) -> str:
+    if kind is errors.NoWorker:
+        return "see `mesh nodes` for who is there and why they take nothing"
+    if kind is errors.UnknownModel:
+        return "GET /v1/models, or `mesh model list`, says which there are"
+    return ""

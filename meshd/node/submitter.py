@@ -1,0 +1,292 @@
+"""The submitting side: this node's own jobs, and the conversation of each of their attempts with its worker."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from meshd.core import limits
+from meshd.core.errors import MeshError, NotMember, Overloaded, ProtocolViolation, Truncated, Unreachable
+from meshd.core.ids import AttemptId, NodeId
+from meshd.core.job import Job
+from meshd.core.task import DeclineReason, LossReason, Task, TaskHeader
+from meshd.machine import submission_events as on
+from meshd.node.answer import AnswerBuffer
+from meshd.node.dialler import Dialler
+from meshd.node.job_shell import JobShell
+from meshd.node.ports import FrameStream
+from meshd.node.receipts import ReceiptKeeper
+from meshd.node.streams import TaskStreams
+from meshd.node.views import JobView
+from meshd.policy.placement import PlacementView
+from meshd.wire import frames
+from meshd.wire.keys import NodeKey
+from meshd.wire.protocols import TaskFrame
+from meshd.wire.receipt import OutputHash, open_receipt
+from meshd.wire.secretstream import StreamKeys, pull_stream, push_stream
+from meshd.wire.task import seal_task
+
+log = logging.getLogger("meshd.node.submitter")
+
+RENEW_INTERVAL_S = 1.0
+"""A worker's lease lasts LEASE_S; five words in that time can get lost in a busy loop before it lapses."""
+
+GOODBYE_S = 1.0
+"""How long a cancelled worker may take to end in order; then its stream is thrown away instead of reused."""
+
+
+@dataclass(slots=True)
+class Conversation:
+    """One attempt, as the submitter talks about it with the worker."""
+
+    offer: on.Offer
+    shell: JobShell
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    stream: FrameStream | None = None
+    push: frames.SealedWriter | None = None
+    sending: trio.Lock = field(default_factory=trio.Lock)
+    cancelled: bool = False
+    renewed_at_s: float = 0.0
+
+
+class Submitter:
+    """Runs jobs. `run` must be running; everything a job starts lives in its nursery."""
+
+    def __init__(
+        self,
+        key: NodeKey,
+        view: PlacementView,
+        streams: TaskStreams,
+        dialler: Dialler,
+        receipts: ReceiptKeeper,
+        name_of: Callable[[NodeId], str],
+        wall: Callable[[], float],
+        *,
+        patience_s: float,
+        max_running: int,
+        history: int,
+        dial_timeout_s: float,
+        random: Callable[[int], bytes],
+    ) -> None:
+        self._key = key
+        self._view = view
+        self._streams = streams
+        self._dialler = dialler
+        self._receipts = receipts
+        self._name_of = name_of
+        self._wall = wall
+        self._patience_s = patience_s
+        self._max_running = max_running
+        self._dial_timeout_s = dial_timeout_s
+        self._random = random
+        self._running: dict[str, JobShell] = {}
+        self._ended: deque[JobShell] = deque(maxlen=history)
+        self._talks: dict[AttemptId, Conversation] = {}
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run until cancelled; jobs can be submitted once started."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            try:
+                await self._renew_leases(nursery)
+            finally:
+                self._nursery = None
+
+    @asynccontextmanager
+    async def submit(self, job: Job) -> AsyncIterator[AnswerBuffer]:
+        """Run ``job`` while in the context; leaving it early cancels the job everywhere.
+
+        Raises Overloaded when too many jobs run already.
+        """
+        if self._nursery is None or len(self._running) >= self._max_running:
+            raise Overloaded(f"{self._max_running} jobs run already", retry_after_s=1.0)
+        shell = JobShell(
+            job,
+            me=self._key.node,
+            view=self._view,
+            attempts=self,
+            name_of=self._name_of,
+            wall=self._wall,
+            patience_s=self._patience_s,
+            seed=int.from_bytes(self._random(4), "big"),
+        )
+        self._running[job.id] = shell
+        try:
+            shell.start(self._nursery)
+            yield shell.answer
+        finally:
+            shell.cancel()
+            del self._running[job.id]
+            self._ended.append(shell)
+
+    def candidates_changed(self) -> None:
+        """Tell the jobs that wait that somebody may take them now."""
+        for shell in [s for s in self._running.values() if s.waiting]:
+            shell.feed(on.CandidatesChanged())
+
+    def suspected(self, worker: NodeId) -> None:
+        """Tell the jobs that run on ``worker`` that it is suspect."""
+        for talk in [t for t in self._talks.values() if t.offer.worker == worker]:
+            talk.shell.feed(on.Suspected(worker))
+
+    def jobs(self) -> tuple[JobView, ...]:
+        """Running and recent jobs, newest first."""
+        shells = [*self._ended, *self._running.values()]
+        return tuple(s.view() for s in reversed(shells))
+
+    @property
+    def running(self) -> int:
+        """Jobs that run now."""
+        return len(self._running)
+
+    # -- conversations
+
+    def begin(self, offer: on.Offer, shell: JobShell) -> None:
+        """Start the conversation of an attempt."""
+        if self._nursery is None:
+            raise RuntimeError("the submitter does not run")
+        talk = Conversation(offer, shell)
+        self._talks[offer.attempt] = talk
+        self._nursery.start_soon(self._converse, talk)
+
+    def cancel(self, attempt: AttemptId) -> None:
+        """Tell the worker of ``attempt`` to stop, and wait for its last word only a little."""
+        talk = self._talks.get(attempt)
+        if talk is None or talk.cancelled or self._nursery is None:
+            return
+        talk.cancelled = True
+        talk.scope.deadline = trio.current_time() + (GOODBYE_S if talk.push is not None else 0)
+        if talk.push is not None:
+            self._nursery.start_soon(self._say, talk, frames.Cancel())
+
+    async def _converse(self, talk: Conversation) -> None:
+        """Talk until the attempt is over; whatever goes wrong becomes an event of the job."""
+        attempt, worker = talk.offer.attempt, talk.offer.worker
+        in_order = False
+        try:
+            with talk.scope:
+                in_order = await self._talk(talk)
+        except (Truncated, Unreachable) as e:
+            early = talk.stream is None
+            talk.shell.feed(on.Lost(attempt, LossReason.UNREACHABLE if early else LossReason.CONNECTION_LOST))
+            log.info("%s: lost %s: %s", attempt, self._name_of(worker), e.message)
+        except Overloaded as e:
+            talk.shell.feed(on.OfferDeclined(attempt, DeclineReason.BUSY, e.retry_after_s))
+        except (ProtocolViolation, NotMember) as e:
+            talk.shell.feed(on.Lost(attempt, LossReason.PROTOCOL))
+            log.warning("%s: %s broke the protocol: %s", attempt, self._name_of(worker), e.message)
+        finally:
+            del self._talks[attempt]
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + GOODBYE_S):
+                await self._part(worker, talk.stream, in_order)
+
+    async def _part(self, worker: NodeId, stream: FrameStream | None, in_order: bool) -> None:
+        if stream is not None and in_order:
+            await self._streams.release(worker, stream)
+        elif stream is not None:
+            await self._streams.discard(worker, stream)
+
+    async def _talk(self, talk: Conversation) -> bool:
+        """The conversation itself. True: it ended in order, the stream can carry another attempt."""
+        worker = talk.offer.worker
+        await self._dialler.reach(worker)
+        talk.stream = await self._streams.acquire(worker, self._dial_timeout_s)
+        keys = StreamKeys(down=self._random(32), up=self._random(32))
+        await talk.stream.send(TaskFrame.OFFER, seal_task(self._task(talk), self._key, keys))
+        kind, payload = await talk.stream.receive(limits.MAX_TASK_FRAME_BYTES)
+        if kind == TaskFrame.DECLINE:
+            decline = frames.decode_decline(payload)
+            talk.shell.declined(talk.offer.attempt, decline.reason)
+            talk.shell.feed(on.OfferDeclined(talk.offer.attempt, decline.reason, decline.retry_after_s))
+            return True
+        if kind != TaskFrame.ACCEPT:
+            raise ProtocolViolation(f"frame {kind} where an answer to the offer was due")
+        talk.push = frames.SealedWriter(push_stream(keys.up))
+        talk.renewed_at_s = trio.current_time()
+        talk.shell.feed(on.OfferAccepted(talk.offer.attempt))
+        return await self._listen(talk, talk.stream, frames.SealedReader(pull_stream(keys.down)))
+
+    def _task(self, talk: Conversation) -> Task:
+        offer, job = talk.offer, talk.shell.job
+        header = TaskHeader(
+            attempt=offer.attempt,
+            submitter=self._key.node,
+            worker=offer.worker,
+            constraints=job.constraints,
+            expires_at=self._wall() + limits.TASK_TTL_S,
+        )
+        return Task(header, job, offer.digest, offer.delivered)
+
+    async def _listen(self, talk: Conversation, stream: FrameStream, reader: frames.SealedReader) -> bool:
+        attempt, shell = talk.offer.attempt, talk.shell
+        output = OutputHash()
+        while True:
+            kind, payload = await stream.receive(limits.MAX_TASK_FRAME_BYTES)
+            if kind != TaskFrame.SEALED:
+                raise ProtocolViolation(f"frame {kind} in a running attempt")
+            match reader.open(payload):
+                case frames.Tokens() as said:
+                    output.add(said.tokens)
+                    shell.feed(on.Tokens(attempt, said.tokens))
+                case frames.Heartbeat():
+                    shell.feed(on.Heartbeat(attempt))
+                case frames.Started() as said:
+                    shell.feed(on.Started(attempt, said.prompt_tokens, said.digest, said.stop))
+                case frames.Finished() as said:
+                    good = self._account(talk, said.receipt, output)
+                    shell.feed(on.Finished(attempt, said.reason, good))
+                    return True
+                case frames.Ended() as said:
+                    if said.receipt is not None:
+                        self._account(talk, said.receipt, output)
+                    shell.feed(on.Ended(attempt, said.reason, said.detail))
+                    return True
+                case other:
+                    raise ProtocolViolation(f"a worker does not say {type(other).__name__}")
+
+    def _account(self, talk: Conversation, signed: bytes, output: OutputHash) -> bool:
+        """Whether the worker's receipt is signed by it and agrees with what we saw; a good one is kept."""
+        attempt, worker = talk.offer.attempt, talk.offer.worker
+        try:
+            receipt = open_receipt(signed, worker)
+        except MeshError as e:
+            log.warning("%s: bad receipt from %s: %s", attempt, self._name_of(worker), e.message)
+            return False
+        agrees = (
+            receipt.attempt == attempt
+            and receipt.submitter == self._key.node
+            and receipt.first_index == len(talk.offer.delivered)
+            and receipt.tokens == output.tokens
+            and receipt.output_hash == output.digest()
+        )
+        if agrees:
+            talk.shell.receipt(attempt, receipt, self._receipts.keep_soon(receipt, signed))
+        return agrees
+
+    # -- leases
+
+    async def _renew_leases(self, nursery: trio.Nursery) -> None:
+        while True:
+            await trio.sleep(RENEW_INTERVAL_S)
+            due_s = trio.current_time() - RENEW_INTERVAL_S / 2
+            for talk in list(self._talks.values()):
+                if talk.push is not None and not talk.cancelled and talk.renewed_at_s <= due_s:
+                    talk.renewed_at_s = trio.current_time()
+                    nursery.start_soon(self._say, talk, frames.Renew())
+
+    async def _say(self, talk: Conversation, message: frames.FromSubmitter) -> None:
+        """Say something to the worker. A worker that is gone shows in the conversation, not here."""
+        if talk.push is None or talk.stream is None or talk.sending.locked():
+            return
+        async with talk.sending:
+            try:
+                await talk.stream.send(TaskFrame.SEALED, talk.push.seal(message))
+            except Truncated as e:
+                log.debug("%s: %s", talk.offer.attempt, e.message)
