@@ -113,6 +113,12 @@ class BadSignature(ProtocolViolation):
     code = "bad_signature"
 
 
+class AdExpired(MeshError):
+    """An ad is honest but too old to use: ignore it, blame nobody."""
+
+    code = "ad_expired"
+
+
 class TaskRefused(MeshError):
     """Base of the reasons for which a worker refuses a task at the door."""
 
