@@ -39,5 +39,6 @@ STATUS_OF: Final[dict[str, int]] = {
     "mesh_overloaded": 503,
     "mesh_no_worker": 503,
     "engine_failed": 503,
+    "unreachable": 503,
 }
 """HTTP status by error code; any other code is 500."""

@@ -12,13 +12,17 @@ import logging
 import socket
 from typing import Final, Protocol
 
+import h11
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
+from hypercorn.utils import parse_socket_addr
 from starlette.applications import Starlette
 
 from meshd.core.errors import BadInput, PortInUse
@@ -179,15 +183,49 @@ class _Server:
             self._open.discard(connection)
 
 
+class _Http11(H11Protocol):
+    """HTTP/1.1 that stays what it is: no client of ours speaks HTTP/2 without TLS, so nobody may ask for it."""
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        return
+
+
 class _Connection(TCPServer):
-    """hypercorn's connection, with writes that end: at a stall, and at cancellation."""
+    """hypercorn's connection, speaking HTTP/1.1 only, with writes that end."""
 
     def __init__(
         self, app: ASGIWrapper, config: Config, context: WorkerContext, stream: trio.SocketStream, stall_s: float
     ) -> None:
-        super().__init__(app, config, context, ConnectionState({}), stream)  # type: ignore[arg-type]
+        super().__init__(app, config, context, {}, stream)  # type: ignore[arg-type] # SSL streams only, it says
         self.socket_stream = stream
         self.write_stall_s = stall_s
+
+    async def run(self) -> None:
+        """Speak HTTP/1.1 until either side ends the connection."""
+        try:
+            sock = self.socket_stream.socket
+            client = parse_socket_addr(sock.family, sock.getpeername())
+            server = parse_socket_addr(sock.family, sock.getsockname())
+            async with TaskGroup() as group:
+                self._task_group = group
+                self.protocol = _Http11(  # type: ignore[assignment] # hypercorn's own may turn into HTTP/2
+                    self.app,
+                    self.config,
+                    self.context,
+                    group,
+                    ConnectionState(self.state),
+                    False,
+                    client,
+                    server,
+                    self.protocol_send,
+                )
+                await self.idle_task.restart(group, self._idle_timeout)
+                await self._read_data()
+                await self.idle_task.stop()  # else a closed connection keeps its place until the idle time is over
+        except OSError:
+            pass  # the client was gone before we looked
+        finally:
+            await self._close()
 
     async def protocol_send(self, event: Event) -> None:
         """Send one event's bytes; a write that cannot finish closes the connection, as half a chunk was sent."""

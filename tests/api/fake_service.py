@@ -58,7 +58,7 @@ def plays(*events: AnswerEvent | MeshError | Exception) -> Script:
     return script
 
 
-def endless(pace: Callable[[], trio.Event] | None = None) -> Script:
+def endless() -> Script:
     """Deltas without end, as fast as the reader takes them."""
 
     async def script(job: Job) -> AsyncIterator[AnswerEvent]:
@@ -119,7 +119,7 @@ class FakeService:
     running: int = 0
     calls: list[tuple[object, ...]] = field(default_factory=list)
     failure: Exception | None = None
-    share_view: ShareView = ShareView(True, False, False, 0.5, 1, None)
+    share_view: ShareView = field(default_factory=lambda: ShareView(True, False, False, 0.5, 1, None))
 
     @asynccontextmanager
     async def submit(self, job: Job) -> AsyncIterator[FakeAnswer]:
