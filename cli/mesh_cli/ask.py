@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from mesh_cli.failure import Failure, one_line
-from mesh_cli.stream import Notice, Outcome, pieces
+from mesh_cli.stream import Notice, Outcome, Piece, pieces
 
 if TYPE_CHECKING:
     from mesh_cli.client import Api
@@ -66,19 +66,20 @@ def ask(api: Api, path: str, body: dict[str, Any], *, quiet: bool = False) -> tu
         try:
             for event in pieces(lines, outcome):
                 if not quiet:
-                    _show(event)
+                    _show(event, fresh_line=not outcome.text or outcome.text.endswith("\n"))
         finally:
-            if not quiet and outcome.text and not outcome.text.endswith("\n") and sys.stdout.isatty():
+            if not quiet and outcome.text and not outcome.text.endswith("\n"):
                 click.echo()
     return job, outcome
 
 
-def _show(event: object) -> None:
+def _show(event: Piece | Notice, *, fresh_line: bool) -> None:
     if isinstance(event, Notice):
-        sys.stdout.flush()
+        if sys.stdout.isatty() and not fresh_line:
+            click.echo(err=True)  # the terminal's cursor stands in the middle of the answer
         click.echo(click.style(f"[{one_line(event.text)}]", dim=True), err=True)
     else:
-        click.echo(printable(getattr(event, "text", "")), nl=False)
+        click.echo(printable(event.text), nl=False)
         sys.stdout.flush()
 
 

@@ -63,6 +63,7 @@ EXIT_OF: Final[dict[str, Exit]] = {
     "frame_too_large": Exit.REFUSED,
     "bad_signature": Exit.REFUSED,
     "task_refused": Exit.REFUSED,
+    "ad_expired": Exit.REFUSED,
     "task_expired": Exit.REFUSED,
     "task_replayed": Exit.REFUSED,
     "wrong_recipient": Exit.REFUSED,

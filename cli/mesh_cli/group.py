@@ -132,7 +132,7 @@ class LazyGroup(Group):
     def main(self, *args: Any, **extra: Any) -> NoReturn:
         """Run the verb and exit: every known failure becomes one line, a hint and its exit code."""
         try:
-            status = super().main(*args, **{"prog_name": "mesh", **extra, "standalone_mode": False})
+            status = super().main(*args, **{**extra, "prog_name": "mesh", "standalone_mode": False})
         except Failure as failure:
             complain(failure.message, failure.hint)
             status = failure.exit

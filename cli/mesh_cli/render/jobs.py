@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mesh_cli.render.text import age, clean, dim, grid, heading, short_job, styled
+from mesh_cli.render.text import age, ago, clean, dim, grid, heading, short_job, styled
 
 
 def running(job: Mapping[str, Any]) -> bool:
@@ -60,7 +60,7 @@ def job_detail(job: Mapping[str, Any], *, now: float) -> RenderableType:
         ("finish", clean(job["finish"]) or "-"),
         ("tokens", tokens),
         ("took", took(job, now)),
-        ("started", f"{age(now - job['started_at'])} ago"),
+        ("started", ago(now - job["started_at"])),
         ("sent by", clean(job["submitter"]) or "-"),
     ):
         facts.add_row(dim(key), value)

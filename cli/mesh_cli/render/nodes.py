@@ -42,7 +42,7 @@ def model_names(node: Mapping[str, Any]) -> str:
 
 def peer_table(nodes: Sequence[Mapping[str, Any]]) -> Table:
     """A short line a peer: name, liveness, last seen, state and why, models."""
-    table = grid("NAME", "ALIVE", "SEEN", "STATE", "MODELS", right=(2,), wide=(3, 4))
+    table = grid("NAME", "LIVE", "SEEN", "STATE", "MODELS", right=(2,), wide=(3, 4))
     for n in nodes:
         table.add_row(clean(n["name"]), styled(n["liveness"]), seen(n), why(n), model_names(n))
     return table
@@ -50,7 +50,7 @@ def peer_table(nodes: Sequence[Mapping[str, Any]]) -> Table:
 
 def node_table(nodes: Sequence[Mapping[str, Any]]) -> RenderableType:
     """Everything worth a column, one line a machine, and a count."""
-    table = grid("NAME", "ALIVE", "SEEN", "REGION", "CLEARS", "SLOTS", "STATE", "MODELS", right=(2, 5), wide=(3, 6, 7))
+    table = grid("NAME", "LIVE", "SEEN", "REGION", "CLEARS", "SLOTS", "STATE", "MODELS", right=(2, 5), wide=(3, 6, 7))
     for n in by_liveness(nodes):
         slots = f"{n['slots_free']}/{n['slots']}"
         table.add_row(

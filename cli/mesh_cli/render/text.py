@@ -74,6 +74,12 @@ def age(seconds: float | None) -> str:
     return f"{s // 86400}d"
 
 
+def ago(seconds: float) -> str:
+    """``3s ago``, ``now``."""
+    text = age(seconds)
+    return text if text == "now" else f"{text} ago"
+
+
 def size(count: int | None) -> str:
     """``384 MiB``, ``7.8 GiB``; ``-`` for none."""
     if count is None:

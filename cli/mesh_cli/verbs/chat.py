@@ -77,6 +77,4 @@ def _turn(api: Api, body: dict[str, Any], history: list[dict[str, str]], line: s
             raise
         complain(failure.message, failure.hint)
         return
-    if not sys.stdout.isatty():
-        click.echo()
     history += [question, {"role": "assistant", "content": outcome.text}]

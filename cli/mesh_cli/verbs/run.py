@@ -58,7 +58,7 @@ def _prompt(argument: str | None) -> str:
         return str(argument)
     if argument is None and sys.stdin.isatty():
         raise click.UsageError('give a prompt, like mesh run "Hello", or pipe one in', click.get_current_context())
-    text = click.get_binary_stream("stdin").read().decode("utf-8", "replace")
+    text = sys.stdin.buffer.read().decode("utf-8", "replace")
     if not text.strip():
         raise click.UsageError("the input holds no prompt", click.get_current_context())
     return text
