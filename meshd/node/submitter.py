@@ -55,7 +55,7 @@ class Conversation:
 
 
 class Submitter:
-    """Runs jobs. `run` must be running; everything a job starts lives in its nursery."""
+    """Runs jobs. Works inside `running_parts`, whose nursery holds everything that a job starts."""
 
     def __init__(
         self,
@@ -89,15 +89,17 @@ class Submitter:
         self._talks: dict[AttemptId, Conversation] = {}
         self._nursery: trio.Nursery | None = None
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run until cancelled; jobs can be submitted once started."""
+    @asynccontextmanager
+    async def running_parts(self) -> AsyncIterator[None]:
+        """Run jobs while in the context; leaving it ends every conversation."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            task_status.started()
+            nursery.start_soon(self._renew_leases, nursery)
             try:
-                await self._renew_leases(nursery)
+                yield
             finally:
                 self._nursery = None
+                nursery.cancel_scope.cancel()
 
     @asynccontextmanager
     async def submit(self, job: Job) -> AsyncIterator[AnswerBuffer]:
@@ -204,7 +206,7 @@ class Submitter:
         if kind == TaskFrame.DECLINE:
             decline = frames.decode_decline(payload)
             talk.shell.declined(talk.offer.attempt, decline.reason)
-            talk.shell.feed(on.OfferDeclined(talk.offer.attempt, decline.reason, decline.retry_after_s))
+            talk.shell.feed(on.OfferDeclined(talk.offer.attempt, decline.reason, decline.retry_after_s or None))
             return True
         if kind != TaskFrame.ACCEPT:
             raise ProtocolViolation(f"frame {kind} where an answer to the offer was due")

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import trio
@@ -46,7 +47,7 @@ from meshd.policy.admission import Host
 from meshd.wire import frames
 from meshd.wire.keys import NodeKey
 from meshd.wire.protocols import TaskFrame
-from meshd.wire.receipt import output_hash, seal_receipt
+from meshd.wire.receipt import output_hash, sign_receipt
 from meshd.wire.secretstream import pull_stream, push_stream
 from meshd.wire.task import OpenedTask, open_task
 
@@ -78,7 +79,6 @@ class Hosting:
     news: trio.Event = field(default_factory=trio.Event)
     engine: trio.CancelScope = field(default_factory=trio.CancelScope)
     over: bool = False
-    request_hash: bytes = b""
 
     @property
     def attempt(self) -> AttemptId:
@@ -101,7 +101,7 @@ class Hosting:
 
 
 class Worker:
-    """Takes offers and runs them. `run` must be running before `serve` is called."""
+    """Takes offers and runs them. Works inside `running_parts`."""
 
     def __init__(
         self,
@@ -134,12 +134,17 @@ class Worker:
         self._rest_until_s = 0.0
         self._drained = trio.Event()
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run until cancelled."""
+    @asynccontextmanager
+    async def running_parts(self) -> AsyncIterator[None]:
+        """Take offers while in the context; leaving it ends every attempt."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            task_status.started()
-            await self._timer.run()
+            nursery.start_soon(self._timer.run)
+            try:
+                yield
+            finally:
+                self._nursery = None
+                nursery.cancel_scope.cancel()
 
     @property
     def running(self) -> int:
@@ -202,7 +207,7 @@ class Worker:
         except (TaskExpired, WrongRecipient, ProtocolViolation, BadInput) as e:
             reason = _REFUSALS.get(type(e), DeclineReason.BAD_TASK)
             log.warning("refused a task of %s: %s", self._name_of(stream.peer), e.message)
-            await stream.send(TaskFrame.DECLINE, frames.encode_decline(frames.Decline(reason, None, e.message)))
+            await stream.send(TaskFrame.DECLINE, frames.encode_decline(frames.Decline(reason, 0.0, e.message[:500])))
             return
         hosting = Hosting(stream, opened, frames.SealedWriter(push_stream(opened.keys.down)))
         self._offer(hosting, local=stream.peer == self._key.node)
@@ -217,9 +222,7 @@ class Worker:
         task = hosting.opened.task
         self._offering = hosting
         try:
-            self.feed(
-                on.OfferReceived(hosting.submitter, hosting.attempt, task, self._host(), self._wall(), local=local)
-            )
+            self.feed(on.OfferReceived(hosting.submitter, task, self._host(), self._wall(), local))
         finally:
             self._offering = None
 
@@ -266,7 +269,7 @@ class Worker:
             case on.Accept():
                 await hosting.stream.send(TaskFrame.ACCEPT, b"")
             case on.Decline():
-                decline = frames.Decline(message.reason, message.retry_after_s, "")
+                decline = frames.Decline(message.reason, message.retry_after_s or 0.0)
                 await hosting.stream.send(TaskFrame.DECLINE, frames.encode_decline(decline))
             case on.SendFinished():
                 signed = await self._keep(hosting, message.receipt)
@@ -277,7 +280,8 @@ class Worker:
             case on.SendTokens():
                 await self._send(hosting, frames.Tokens(self._joined(hosting, message.tokens)))
             case on.SendStarted():
-                await self._send(hosting, frames.Started(message.prompt_tokens, message.digest, message.stops))
+                model = hosting.opened.task.job.model
+                await self._send(hosting, frames.Started(message.prompt_tokens, message.digest, model, message.stops))
             case on.SendHeartbeat():
                 await self._send(hosting, frames.Heartbeat())
 
@@ -296,7 +300,7 @@ class Worker:
     async def _keep(self, hosting: Hosting, facts: on.ReceiptFacts) -> bytes:
         """The signed receipt, once the ledger has it: persisted before it is sent."""
         receipt = self._receipt(hosting, facts)
-        signed = seal_receipt(receipt, self._key)
+        signed = sign_receipt(receipt, self._key)
         await self._receipts.keep(receipt, signed)
         return signed
 
@@ -384,7 +388,7 @@ class Worker:
         self._remember(effect.receipt)
         if hosting := self._hosted.get((effect.submitter, effect.attempt)):
             receipt = self._receipt(hosting, effect.receipt)
-            self._receipts.keep_soon(receipt, seal_receipt(receipt, self._key))
+            self._receipts.keep_soon(receipt, sign_receipt(receipt, self._key))
 
     # -- the engine
 
