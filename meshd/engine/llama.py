@@ -25,6 +25,10 @@ _CONTINUED_LEVEL: Final = 5
 _UBATCH_TOKENS: Final = 512
 """Part of the meaning of ``exact``, as it sizes the sliding-window cache: keep it constant."""
 
+_NO_FLASH_ATTENTION: Final = 0
+"""On the CPU, single tokens beyond 512 positions take a flash-attention path that splits the cache by thread: the
+logits then depend on the thread count, by whole units. Without it they are equal to the last bit."""
+
 _MAX_PIECE_BYTES: Final = 4096
 ALL_LAYERS: Final = -1
 
@@ -89,6 +93,7 @@ class LlamaModel:
         params.n_threads = params.n_threads_batch = plan.threads
         params.kv_unified = False
         params.swa_full = False
+        params.flash_attn_type = _NO_FLASH_ATTENTION
         context: lib.llama_context_p | None = lib.llama_init_from_model(self._model, params)
         if not context:
             raise EngineFailed("llama.cpp cannot make a context for this model: not enough memory?")
