@@ -25,7 +25,7 @@ corrected when an entry comes up, keeps a tick proportional to what is due and n
 from __future__ import annotations
 
 import heapq
-import random
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -138,7 +138,7 @@ class Membership:
         """At most ``count`` ads to pass on: drawn by ``seed`` from the freshest that are not suspect."""
         alive = (p for p in self._peers.values() if p.ad is not None and LIVENESS[p.state] is Liveness.ALIVE)
         freshest = heapq.nlargest(4 * count, alive, key=lambda p: (p.expires_s, p.node))
-        chosen = random.Random(seed).sample(freshest, min(count, len(freshest)))
+        chosen = heapq.nsmallest(count, freshest, key=lambda p: zlib.crc32(f"{seed}/{p.node}".encode()))
         return tuple(p.ad for p in chosen if p.ad is not None)
 
     def story(self, node: NodeId | None = None) -> tuple[StoryEntry, ...]:
