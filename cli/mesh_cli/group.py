@@ -129,6 +129,13 @@ class LazyGroup(Group):
         formatter.write_paragraph()
         formatter.write_text("Every verb has its own help with examples: mesh run --help")
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """The verb; a reader that went away ends it quietly."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            return _reader_gone()
+
     def main(self, *args: Any, **extra: Any) -> NoReturn:
         """Run the verb and exit: every known failure becomes one line, a hint and its exit code."""
         try:
@@ -144,8 +151,6 @@ class LazyGroup(Group):
             status = Exit.USAGE
         except click.Abort:
             status = Exit.INTERRUPTED
-        except BrokenPipeError:
-            status = _reader_gone()
         sys.exit(int(status) if isinstance(status, int) else Exit.OK)
 
 

@@ -49,6 +49,8 @@ class Daemon:
         self.asked: list[tuple[str, str, Any]] = []
         self.stream: tuple[str, ...] = GOOD_STREAM
         self.url = ""
+        self.stopped = threading.Event()
+        self.left = threading.Event()
         self.answers: dict[tuple[str, str], tuple[int, Any]] = {
             ("GET", "/healthz"): (200, {"ok": True}),
             ("GET", "/mesh/v1/status"): (200, views.plain(views.status())),
@@ -96,6 +98,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(raw) if raw else None
         self.daemon.asked.append((self.command, self.path, body))
         key = (self.command, self.path)
+        if self.path == "/mesh/v1/shutdown":
+            self.daemon.stopped.set()
         if self.path != "/healthz" and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self._json(401, {"error": {"message": "wrong token", "code": "invalid_api_key"}})
         elif self.path in ("/v1/chat/completions", "/v1/completions") and key not in self.daemon.answers:
@@ -121,6 +125,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("X-Mesh-Job", "job_" + "7a" * 16)
         self.end_headers()
         for line in self.daemon.stream:
+            if line == "hold":  # until the client hangs up
+                self.connection.recv(1)
+                self.daemon.left.set()
+                return
             self.wfile.write(line.encode() + b"\n\n")
 
 

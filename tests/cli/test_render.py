@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -71,7 +72,7 @@ def test_status() -> None:
 
 def test_status_alone() -> None:
     me = views.node("atlas", liveness="self", state="not_sharing", reason="not sharing")
-    share = views.ShareView(False, False, False, 0.5, 4, None)
+    share = replace(views.SHARE, enabled=False)
     view = plain(views.status(me=me, share=share, peers=(), jobs=(), models=(), engines=(), warnings=()))
     assert text(status_screen(view, now=NOW + 30 * 86400)) == ALONE
 

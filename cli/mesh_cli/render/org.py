@@ -40,4 +40,4 @@ def enrolled(answer: Mapping[str, Any], word: str) -> Text:
         where.append(f"up to {clean(answer['clearance'])}")
     if where:
         text.append(f" ({', '.join(where)})")
-    return text.append_text(dim("\nnext: mesh up"))
+    return text.append("\nnext: mesh up", style="dim")

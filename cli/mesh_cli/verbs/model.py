@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -23,7 +24,7 @@ def command() -> None:
 @click.pass_context
 def add(context: click.Context, file: Path, name: str | None, as_json: bool) -> None:
     """Check a GGUF file and offer it on this node. The file stays where it is."""
-    body: dict[str, str] = {"path": str(file.absolute())} | ({"name": name} if name else {})
+    body: dict[str, str] = {"path": os.path.abspath(file)} | ({"name": name} if name else {})
     with connect(context) as api:
         from mesh_cli.client import MODEL_TIMEOUT_S
 
