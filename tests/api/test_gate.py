@@ -11,6 +11,7 @@ import trio
 from meshd.api import gate
 from meshd.api.app import build_app
 from meshd.api.serve import serve
+from meshd.core import limits
 from tests.api.fake_service import FakeService
 from tests.api.running import HELLO, TOKEN, Api, read_until, running
 from tests.helpers import until
@@ -137,6 +138,17 @@ async def test_a_body_over_the_limit_gets_413_announced_or_not() -> None:
             error = error_of(await api.http.post("/v1/completions", content=content), 413)  # type: ignore[arg-type]
             assert error["code"] == "invalid_request"
         assert (await api.chat()).status_code == 200
+
+
+async def test_a_prompt_of_full_size_passes_and_a_larger_one_is_named() -> None:
+    full = "\u00e9" * (limits.MAX_PROMPT_BYTES // 2)
+    async with running(FakeService()) as api:
+        body = json.dumps({"model": "m", "prompt": full}, ensure_ascii=False).encode()
+        assert (await api.http.post("/v1/completions", content=body)).status_code == 200
+        body = json.dumps({"model": "m", "prompt": full + "x"}, ensure_ascii=False).encode()
+        assert error_of(await api.http.post("/v1/completions", content=body), 400)["param"] == "prompt"
+    generation = api.service.submitted[0].generation
+    assert generation is not None and generation.prompt.text == full
 
 
 async def test_a_large_body_of_a_stranger_is_refused_and_leaves_nothing_behind() -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
+import trio.testing
 
 from meshd.core.errors import NoWorker
 from meshd.core.job import Job
 from meshd.node.views import AnswerEvent, Rerouted, TextDelta
-from tests.api.fake_service import RECEIPT, FakeService, done, endless, plays, says_then_hangs
+from tests.api.fake_service import RECEIPT, FakeAnswer, FakeService, done, endless, plays, says, says_then_hangs
 from tests.api.running import HELLO, data_of, events_of, read_until, running
 from tests.helpers import until
 
@@ -72,6 +74,22 @@ async def test_silence_is_filled_with_comments_and_the_answer_still_comes() -> N
     assert b'"role": "assistant"' in rest and b'"late"' in rest
 
 
+async def test_a_failure_after_a_keepalive_is_an_error_event() -> None:
+    go_on = trio.Event()
+
+    async def script(job: Job) -> AsyncIterator[AnswerEvent]:
+        await go_on.wait()
+        raise NoWorker("nobody")
+        yield done(0)
+
+    async with running(FakeService(script), keepalive_s=0.02) as api, await api.connect() as stream:
+        await stream.send_all(api.request(STREAM))
+        await read_until(stream, b": mesh waiting\n\n")
+        go_on.set()
+        rest = await read_until(stream, b"0\r\n\r\n")
+    assert b'"code": "mesh_no_worker"' in rest and b"[DONE]" not in rest and b"role" not in rest
+
+
 @pytest.mark.parametrize("body", [STREAM, WHOLE])
 async def test_a_client_that_leaves_cancels_its_job(body: bytes) -> None:
     async with running(FakeService(says_then_hangs("a"))) as api:
@@ -119,6 +137,43 @@ async def test_shutdown_ends_a_stream_in_a_typed_error() -> None:
     await stream.aclose()
     assert b'"code": "mesh_overloaded"' in rest and b"[DONE]" not in rest
     assert rest.endswith(b"0\r\n\r\n")
+
+
+async def test_shutdown_answers_a_waiting_request() -> None:
+    async with running(FakeService(says_then_hangs("a"))) as api:
+        stream = await api.connect()
+        await stream.send_all(api.request(WHOLE))
+        await until(lambda: api.service.running == 1, 5, "the job's start")
+    answer = await read_until(stream, b"mesh_overloaded")
+    await stream.aclose()
+    assert answer.startswith(b"HTTP/1.1 503") and b"retry-after" in answer.lower()
+
+
+async def test_the_end_of_a_job_is_not_cut_by_a_client_that_hangs_up_on_done() -> None:
+    ended: list[str] = []
+    hung_up = trio.Event()
+
+    class Service(FakeService):
+        @asynccontextmanager
+        async def submit(self, job: Job) -> AsyncIterator[FakeAnswer]:
+            async with super().submit(job) as answer:
+                try:
+                    yield answer
+                    await hung_up.wait()
+                    ended.append("quietly")
+                except BaseException:
+                    ended.append("cancelled")
+                    raise
+
+    async with running(Service(says("a"))) as api:
+        stream = await api.connect()
+        await stream.send_all(api.request(STREAM))
+        await read_until(stream, b"[DONE]\n\n")
+        await stream.aclose()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        hung_up.set()
+        await until(lambda: ended, 5, "the job's end")
+    assert ended == ["quietly"]
 
 
 async def test_sixteen_streams_at_once_stay_apart() -> None:
