@@ -79,6 +79,7 @@ class Hosting:
     news: trio.Event = field(default_factory=trio.Event)
     engine: trio.CancelScope = field(default_factory=trio.CancelScope)
     over: bool = False
+    fault: Truncated | ProtocolViolation | None = None
 
     @property
     def attempt(self) -> AttemptId:
@@ -233,8 +234,13 @@ class Worker:
             return
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._listen, hosting)
-            await self._write(hosting)
+            try:
+                await self._write(hosting)
+            except Truncated as e:
+                hosting.fault = e
             nursery.cancel_scope.cancel()
+        if hosting.fault is not None:
+            raise hosting.fault
 
     async def _listen(self, hosting: Hosting) -> None:
         reader = frames.SealedReader(pull_stream(hosting.opened.keys.up))
@@ -250,7 +256,8 @@ class Worker:
                         self.feed(on.CancelReceived(hosting.submitter, hosting.attempt))
                     case other:
                         raise ProtocolViolation(f"a submitter does not say {type(other).__name__}")
-        except Truncated:
+        except (Truncated, ProtocolViolation) as e:
+            hosting.fault = e
             self.feed(on.StreamLost(hosting.submitter, hosting.attempt))
             hosting.end()
 
