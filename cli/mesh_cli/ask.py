@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from mesh_cli.failure import Failure, one_line
+from mesh_cli.failure import Failure, one_line, paint
 from mesh_cli.stream import Notice, Outcome, Piece, pieces
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _show(event: Piece | Notice, *, fresh_line: bool) -> None:
     if isinstance(event, Notice):
         if sys.stdout.isatty() and not fresh_line:
             click.echo(err=True)  # the terminal's cursor stands in the middle of the answer
-        click.echo(click.style(f"[{one_line(event.text)}]", dim=True), err=True)
+        click.echo(paint(f"[{one_line(event.text)}]", dim=True), err=True)
     else:
         click.echo(printable(event.text), nl=False)
         sys.stdout.flush()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mesh_cli.failure import wants_colour
 from mesh_cli.group import state_of
 from mesh_cli.home import Home, locate
 
@@ -55,7 +55,7 @@ def show(renderable: RenderableType) -> None:
     from mesh_cli.render.text import as_text
 
     tty = sys.stdout.isatty()
-    colour = tty and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    colour = tty and wants_colour()
     width = shutil.get_terminal_size((80 if tty else PIPE_WIDTH, 24)).columns
     click.echo(as_text(renderable, width=width, colour=colour), nl=False, color=colour)
 

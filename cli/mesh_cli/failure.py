@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import click
 
 from mesh_cli.exits import Exit, exit_of
@@ -21,9 +24,19 @@ class Failure(Exception):
 
 def complain(message: str, hint: str = "") -> None:
     """One line on stderr that says what is wrong, and one that says what to do about it."""
-    click.echo(f"{click.style('mesh:', fg='red')} {one_line(message)}", err=True)
+    click.echo(f"{paint('mesh:', fg='red')} {one_line(message)}", err=True)
     if hint:
-        click.echo(click.style(f"  hint: {one_line(hint)}", dim=True), err=True)
+        click.echo(paint(f"  hint: {one_line(hint)}", dim=True), err=True)
+
+
+def wants_colour() -> bool:
+    """Whether the person's environment allows colour at all; whether it is a terminal is asked elsewhere."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def paint(text: str, **style: Any) -> str:
+    """``text`` in click's ``style`` where colour is wanted. click itself drops it when this is no terminal."""
+    return click.style(text, **style) if wants_colour() else text
 
 
 def one_line(text: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from mesh_cli.exits import MEANING, Exit
-from mesh_cli.failure import Failure, complain
+from mesh_cli.failure import Failure, complain, paint
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Verb(click.Command):
         with formatter.section("Examples"):
             for line, meaning in self.examples:
                 formatter.write(f"{'':{formatter.current_indent}}{line}\n")
-                formatter.write(f"{'':{formatter.current_indent}}    {click.style(meaning, dim=True)}\n")
+                formatter.write(f"{'':{formatter.current_indent}}    {paint(meaning, dim=True)}\n")
 
 
 class Group(click.Group):
@@ -101,6 +101,10 @@ class LazyGroup(Group):
     def __init__(self, *args: Any, entries: Sequence[Entry] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.entries = {e.name: e for e in entries}
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """``mesh help run`` means ``mesh run --help``."""
+        return super().parse_args(ctx, [*args[1:], "--help"] if args[:1] == ["help"] else args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.entries)

@@ -38,7 +38,7 @@ class Home:
             raise self._absent()
         found = _parse_daemon(text)
         if found is None:
-            raise Failure("home_unusable", f"{self.path / 'daemon.json'} is damaged", hint="mesh down, then mesh up")
+            raise Failure("home_unusable", f"{self.path / 'daemon.json'} is damaged", hint="mesh up writes it anew")
         if not pid_alive(found.pid):
             raise not_running(self.path)
         return found

@@ -39,16 +39,16 @@ def offline(home: Home, *operation: str, stdin: str = "", timeout_s: float = OFF
     answer = last_object(done.stdout) or last_object(done.stderr)
     if answer is not None and answer.get("ok") is True and done.returncode == 0:
         return answer
-    raise failed(answer, operation[0], done.stderr)
+    raise failed(answer, operation[0], done.stderr, done.returncode)
 
 
-def failed(answer: dict[str, Any] | None, operation: str, log: bytes) -> Failure:
+def failed(answer: dict[str, Any] | None, operation: str, log: bytes, status: int) -> Failure:
     """The Failure that the program printed; else one that repeats its last line."""
     if answer is not None and answer.get("ok") is False and isinstance(answer.get("message"), str):
         return Failure(str(answer.get("code", "mesh_error")), answer["message"], hint=str(answer.get("hint") or ""))
     lines = log.decode("utf-8", "replace").strip().splitlines()
-    said = lines[-1][-200:] if lines else "nothing"
-    return Failure("mesh_error", f"meshd {operation} failed and said: {said}")
+    said = f"; its last words: {lines[-1][-200:]}" if lines else ""
+    return Failure("mesh_error", f"meshd {operation} ended with status {status} and no answer{said}")
 
 
 def last_object(output: bytes) -> dict[str, Any] | None:

@@ -51,6 +51,13 @@ def duration_s(text: str) -> float:
     return parts[0] * _SECONDS[parts[1]]
 
 
+def seed_number(text: str) -> int:
+    """A whole number that a seed can be; ValueError otherwise."""
+    if not (text.isascii() and text.isdigit() and int(text[:20]) < 2**63):
+        raise ValueError(f"{text[:30]!r} is no whole number from 0 to 2^63 - 1")
+    return int(text)
+
+
 class _Quantity(click.ParamType[Any]):
     """A click type around one of the parsers above; click's error names the option."""
 
@@ -71,6 +78,8 @@ class _Quantity(click.ParamType[Any]):
 
 SIZE: Final = _Quantity("size", size_bytes)
 FRACTION: Final = _Quantity("percent", fraction)
+SEED: Final = _Quantity("number", seed_number)
 DURATION: Final = _Quantity("duration", duration_s)
 REGION: Final = _Quantity("region", lambda text: str(Region(text)))
+CLASSES: Final = " < ".join(str(c) for c in DataClass)
 CLASS: Final = click.Choice([str(c) for c in DataClass], case_sensitive=False)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from mesh_cli.checks import Check
 from mesh_cli.render.doctor import check_list
 from mesh_cli.render.jobs import job_detail, job_table
 from mesh_cli.render.models import model_table
@@ -156,7 +157,7 @@ def test_share_line() -> None:
 
 
 def test_doctor() -> None:
-    checks = [
+    checks: list[Check] = [
         {"name": "home", "ok": True, "detail": "private", "hint": "unused"},
         {"name": "daemon", "ok": False, "detail": "not running", "hint": "mesh up"},
     ]

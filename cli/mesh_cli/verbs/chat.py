@@ -9,7 +9,7 @@ import click
 
 from mesh_cli.ask import CHAT_PATH, Options, ask, choose_model
 from mesh_cli.common import connect, say
-from mesh_cli.failure import Failure, complain
+from mesh_cli.failure import Failure, complain, paint
 from mesh_cli.group import Verb
 from mesh_cli.sampling import sampling_options
 
@@ -26,7 +26,7 @@ FATAL = frozenset({"not_running", "invalid_api_key"})
     examples=[("mesh chat", "with the first model"), ("mesh chat -m gemma3-270m --temperature 0.7", "choose")],
 )
 @sampling_options
-@click.option("--system", help="Instruction that stands before the conversation.")
+@click.option("--system", metavar="TEXT", help="Instruction that stands before the conversation.")
 @click.pass_context
 def command(context: click.Context, /, system: str | None, **chosen: Any) -> None:
     """Talk with a model. The conversation stays on this machine and goes along with each question."""
@@ -36,7 +36,7 @@ def command(context: click.Context, /, system: str | None, **chosen: Any) -> Non
         if sys.stdin.isatty():
             import readline  # noqa: F401 - line editing for input()
 
-            say(click.style(f"{model}: {HELP}", dim=True))
+            say(paint(f"{model}: {HELP}", dim=True))
         _converse(api, options.body(model), system)
 
 
@@ -48,9 +48,9 @@ def _converse(api: Api, body: dict[str, Any], system: str | None) -> None:
             return
         if line == "/new":
             history = list(opening)
-            say(click.style("a new conversation", dim=True))
+            say(paint("a new conversation", dim=True))
         elif line.startswith("/"):
-            say(click.style(HELP, dim=True))
+            say(paint(HELP, dim=True))
         elif line:
             _turn(api, body, history, line)
 
@@ -70,7 +70,7 @@ def _turn(api: Api, body: dict[str, Any], history: list[dict[str, str]], line: s
     try:
         _, outcome = ask(api, CHAT_PATH, {**body, "messages": [*history, question]})
     except KeyboardInterrupt:
-        say(click.style("stopped", dim=True))
+        say(paint("stopped", dim=True))
         return
     except Failure as failure:
         if failure.code in FATAL or not sys.stdin.isatty():

@@ -8,7 +8,7 @@ import click
 
 from mesh_cli.common import connect, emit_json, say
 from mesh_cli.group import Verb, json_option
-from mesh_cli.units import CLASS, DURATION, REGION
+from mesh_cli.units import CLASS, CLASSES, DURATION, REGION
 from meshd.api import contract
 
 
@@ -21,10 +21,19 @@ from meshd.api import contract
         ("mesh invite --uses 20 --valid 7d --label team=research", "a whole class room"),
     ],
 )
-@click.option("--site", help="Site the newcomer is at (default: this node's).")
+@click.option("--site", metavar="NAME", help="Site the newcomer is at (default: this node's).")
 @click.option("--region", type=REGION, help="Jurisdiction it is in (default: this node's).")
-@click.option("--clearance", type=CLASS, default="internal", show_default=True, help="Highest class it may run.")
-@click.option("--valid", "valid_s", type=DURATION, default="24h", show_default=True, metavar="TIME")
+@click.option(
+    "--clearance",
+    type=CLASS,
+    metavar="CLASS",
+    default="internal",
+    show_default=True,
+    help=f"Highest class it may run: {CLASSES}.",
+)
+@click.option(
+    "--valid", "valid_s", type=DURATION, default="24h", show_default=True, metavar="TIME", help="How long it is good."
+)
 @click.option("--uses", type=click.IntRange(1, 10_000), default=1, show_default=True, help="Machines it admits.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Attested label; may be repeated.")
 @json_option

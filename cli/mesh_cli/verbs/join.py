@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TextIO
+from typing import BinaryIO
 
 import click
 
@@ -12,7 +12,7 @@ from mesh_cli.failure import Failure
 from mesh_cli.group import Verb, json_option
 from mesh_cli.program import offline
 
-MAX_INVITE_CHARS = 64 * 1024
+MAX_INVITE_BYTES = 64 * 1024
 
 
 @click.command(
@@ -25,11 +25,11 @@ MAX_INVITE_CHARS = 64 * 1024
     ],
 )
 @click.argument("source", required=False, metavar="[-]")
-@click.option("--file", "file", type=click.File("r"), help="File that holds the invite.")
-@click.option("--name", help="This machine's name in the mesh (default: its host name).")
+@click.option("--file", "file", type=click.File("rb"), metavar="FILE", help="File that holds the invite.")
+@click.option("--name", metavar="NAME", help="This machine's name in the mesh (default: its host name).")
 @json_option
 @click.pass_context
-def command(context: click.Context, source: str | None, file: TextIO | None, name: str | None, as_json: bool) -> None:
+def command(context: click.Context, source: str | None, file: BinaryIO | None, name: str | None, as_json: bool) -> None:
     """Join an organisation with an invite, read from a prompt, a pipe or a file.
 
     Never type an invite as an argument: other people of this machine could see it.
@@ -50,13 +50,13 @@ def command(context: click.Context, source: str | None, file: TextIO | None, nam
         show(enrolled(answer, "joined"))
 
 
-def _invite(file: TextIO | None) -> str:
+def _invite(file: BinaryIO | None) -> str:
     if file is not None:
-        text = file.read(MAX_INVITE_CHARS)
+        text = file.read(MAX_INVITE_BYTES).decode("ascii", "replace")
     elif sys.stdin.isatty():
         text = str(click.prompt("Paste the invite (it is not shown)", hide_input=True, err=True))
     else:
-        text = sys.stdin.read(MAX_INVITE_CHARS)
+        text = sys.stdin.buffer.read(MAX_INVITE_BYTES).decode("ascii", "replace")
     if not text.strip():
         raise Failure("invite_invalid", "there is no invite in the input", hint="mesh invite makes one, on an issuer")
     return "".join(text.split())

@@ -18,8 +18,8 @@ def command() -> None:
 
 
 @command.command("add", cls=Verb, examples=[("mesh model add ~/models/gemma.gguf --name gemma3-270m", "offer it here")])
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--name", help="What apps call it (default: what the file says).")
+@click.argument("file", metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--name", metavar="NAME", help="What apps call it (default: what the file says).")
 @json_option
 @click.pass_context
 def add(context: click.Context, file: Path, name: str | None, as_json: bool) -> None:

@@ -16,7 +16,7 @@ from mesh_cli.common import connect, emit, emit_json, home_of, show
 from mesh_cli.failure import Failure
 from mesh_cli.group import Group, Verb, json_option
 from mesh_cli.program import offline
-from mesh_cli.units import CLASS, REGION
+from mesh_cli.units import CLASS, CLASSES, REGION
 from meshd.api import contract
 
 
@@ -35,10 +35,17 @@ def command() -> None:
     ],
 )
 @click.argument("name")
-@click.option("--node-name", help="This machine's name in the mesh (default: its host name).")
-@click.option("--site", default="main", show_default=True, help="A place with one LAN.")
+@click.option("--node-name", metavar="NAME", help="This machine's name in the mesh (default: its host name).")
+@click.option("--site", metavar="NAME", default="main", show_default=True, help="A place with one LAN.")
 @click.option("--region", type=REGION, default="local", show_default=True, help="Jurisdiction, like eu/de/berlin.")
-@click.option("--clearance", type=CLASS, default="restricted", show_default=True, help="Highest class it may run.")
+@click.option(
+    "--clearance",
+    type=CLASS,
+    metavar="CLASS",
+    default="restricted",
+    show_default=True,
+    help=f"Highest class it may run: {CLASSES}.",
+)
 @click.option(
     "--passphrase-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),

@@ -43,7 +43,7 @@ def command(context: click.Context, foreground: bool, timeout_s: float, as_json:
     home = home_of(context)
     if not home.path.is_dir():
         home.daemon()  # says what is wrong with the home
-    running = _status(home)
+    running = _running(home)
     if running is not None:
         _report(running, "already up", as_json)
     elif foreground:
@@ -53,6 +53,16 @@ def command(context: click.Context, foreground: bool, timeout_s: float, as_json:
         with _progress():
             status = _start(home, timeout_s)
         _report(status, "up", as_json)
+
+
+def _running(home: Home) -> dict[str, Any] | None:
+    """The status of a daemon that is up already. A home that cannot be used is the daemon's to explain."""
+    try:
+        return _status(home)
+    except Failure as failure:
+        if failure.code != "home_unusable":
+            raise
+        return None
 
 
 def _start(home: Home, timeout_s: float) -> dict[str, Any]:
@@ -82,9 +92,9 @@ def _silent(home: Home, timeout_s: float) -> Failure:
 
 def _died(home: Home, child: subprocess.Popen[bytes], begin: int) -> Failure:
     log = log_since(home, begin)
-    failure = failed(last_object(log), "run", log)
+    failure = failed(last_object(log), "run", log, child.returncode)
     if not failure.hint:
-        failure.hint = f"exit status {child.returncode}; the log is {home.log}"
+        failure.hint = f"the log is {home.log}"
     return failure
 
 
