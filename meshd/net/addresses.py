@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import socket
 from collections.abc import Iterable
 from typing import NamedTuple
+
+import ifaddr
 
 from meshd.core.errors import BadInput
 from meshd.core.ids import NodeId, parse_node_id
@@ -59,22 +60,8 @@ def expand(host: str) -> tuple[str, ...]:
 
 
 def _interface_hosts() -> tuple[str, ...]:
-    """IPv4 addresses of this machine: of its interfaces where the system says, else of its default route."""
-    from zeroconf import get_all_addresses  # type: ignore[attr-defined]
-
-    try:
-        return tuple(str(a) for a in get_all_addresses())
-    except OSError:
-        return (_default_route_host(),)
-
-
-def _default_route_host() -> str:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing: only asks the system which address it would use
-        except OSError:
-            return "127.0.0.1"
-        return str(probe.getsockname()[0])
+    """IPv4 addresses of this machine's interfaces."""
+    return tuple(str(ip.ip) for adapter in ifaddr.get_adapters() for ip in adapter.ips if ip.is_IPv4)
 
 
 def _ip_version(host: str) -> int:

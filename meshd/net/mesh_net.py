@@ -12,7 +12,7 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.peer.id import ID
 from libp2p.tools.anyio_service import background_trio_service
 
-from meshd.core.errors import PortInUse
+from meshd.core.errors import BadInput, PortInUse
 from meshd.net.addresses import Endpoint, expand, parse
 from meshd.net.book import AddressBook
 from meshd.net.config import AdJudge, Gate, NetConfig
@@ -40,46 +40,54 @@ async def open_mesh_net(config: NetConfig, gate: Gate, judge: AdJudge) -> AsyncI
 
     Handlers should be installed with ``transport.serve`` before the first await inside the block.
     """
+    async with _listening([parse(a) for a in config.listen]) as listeners:
+        swarm, net = _build(listeners, config, gate, judge)
+        async with background_trio_service(swarm), trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, swarm.accept, listeners)
+            try:
+                yield net
+            finally:
+                nursery.cancel_scope.cancel()
+                with trio.CancelScope(shield=True):
+                    await swarm.close()
+
+
+def _build(
+    listeners: list[trio.SocketListener], config: NetConfig, gate: Gate, judge: AdJudge
+) -> tuple[MeshSwarm, MeshNet]:
     keys = create_new_key_pair(config.seed)
     me = ID.from_pubkey(keys.public_key)
     book = AddressBook()
     book.add_key_pair(me, keys)
-    listeners = await _listen([parse(a) for a in config.listen])
-    ports = [(listener.socket.getsockname()[0], listener.socket.getsockname()[1]) for listener in listeners]
+    bound = [listener.socket.getsockname()[:2] for listener in listeners]
 
     def addresses() -> tuple[str, ...]:
-        found = (Endpoint(host, port).multiaddr() for wildcard, port in ports for host in expand(wildcard))
+        found = (Endpoint(host, port).multiaddr() for wildcard, port in bound for host in expand(wildcard))
         return tuple(dict.fromkeys(found))
 
     noise = MemberNoise(keys, gate, config.handshake_timeout_s)
     swarm = MeshSwarm(me, book, Upgrader(noise, config.write_deadline_s), config)
     host = MeshHost(swarm, addresses, config.directory_timeout_s)
-    net = MeshNet(Libp2pTransport(host, swarm, addresses), DhtDirectory(host, swarm, judge, config))
-    async with background_trio_service(swarm), trio.open_nursery() as nursery:
-        for listener in listeners:
-            nursery.start_soon(_serve, listener, swarm)
-        try:
-            yield net
-        finally:
-            nursery.cancel_scope.cancel()
-            with trio.CancelScope(shield=True):
-                await host.close()
+    return swarm, MeshNet(Libp2pTransport(host, swarm, addresses), DhtDirectory(host, swarm, judge, config))
 
 
-async def _serve(listener: trio.SocketListener, swarm: MeshSwarm) -> None:
-    await trio.serve_listeners(swarm.accept, [listener])
-
-
-async def _listen(endpoints: list[Endpoint]) -> list[trio.SocketListener]:
+@asynccontextmanager
+async def _listening(endpoints: list[Endpoint]) -> AsyncIterator[list[trio.SocketListener]]:
     """Our own listeners: the library's share a taken port silently (SO_REUSEPORT) instead of failing."""
     listeners: list[trio.SocketListener] = []
-    for endpoint in endpoints:
-        try:
-            listeners += await trio.open_tcp_listeners(endpoint.port, host=endpoint.host)
-        except OSError as error:
-            for listener in listeners:
-                await listener.aclose()
-            if error.errno == errno.EADDRINUSE:
-                raise PortInUse(f"port {endpoint.port} is taken", hint="choose another with listen") from error
-            raise
-    return listeners
+    try:
+        for endpoint in endpoints:
+            listeners += await _listen(endpoint)
+        yield listeners
+    finally:
+        for listener in listeners:
+            listener.socket.close()
+
+
+async def _listen(endpoint: Endpoint) -> list[trio.SocketListener]:
+    try:
+        return list(await trio.open_tcp_listeners(endpoint.port, host=endpoint.host))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUse(f"port {endpoint.port} is taken", hint="choose another one to listen on") from error
+        raise BadInput(f"cannot listen on {endpoint.host}: {error.strerror}", param="listen") from error

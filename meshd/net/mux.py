@@ -363,6 +363,11 @@ class Mux(IMuxedConn):
     async def open_stream(self) -> MuxStream:
         """A new stream; waits while `MAX_STREAMS` are open. Cancelled, it has taken nothing."""
         await self.slots.acquire()
+        return self.open_in_slot()
+
+    def open_in_slot(self) -> MuxStream:
+        """A new stream in a slot that the caller acquired. Not awaiting. Raises MuxedStreamError, the slot given
+        back, when the connection is over."""
         if self.is_closed:
             self.slots.release()
             raise MuxedStreamError("connection closed")

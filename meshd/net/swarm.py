@@ -9,6 +9,7 @@ Deviations, each with its reason; each may go when the named test passes without
 - `NoAutoConnector`: nobody is dialled unasked (``test_nobody_is_dialled_unasked``).
 - `set_stream_handler`: the library ends the whole host on an exception of any stream handler, and on bad UTF-8 in a
   protocol header (``test_garbage``).
+- `_open_stream_on_connection`: a cancelled opening leaks one of the slots (``test_the_connection_survives``).
 - the upgrader: the muxer goes without saying, as our Noise protocol implies it; the library's negotiation would cost
   a round trip and instantiate its own yamux whatever it is given.
 """
@@ -31,6 +32,7 @@ from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
+from libp2p.stream_muxer.exceptions import MuxedStreamError
 from libp2p.transport.upgrader import TransportUpgrader
 
 from meshd.core.errors import NotMember
@@ -192,6 +194,19 @@ class MeshSwarm(Swarm):
         if isinstance(muxed_conn, Mux) and not muxed_conn.is_closed:
             self.on_up(muxed_conn, direction == "outbound")
         return conn
+
+    async def _open_stream_on_connection(
+        self, connection: INetConn, connections: list[INetConn], peer_id: ID
+    ) -> INetStream:
+        """Open and register a stream in one piece: in the library a cancellation between the two leaks the slot."""
+        del connections
+        mux = connection.muxed_conn
+        await mux.slots.acquire()  # type: ignore[attr-defined]
+        try:
+            with trio.CancelScope(shield=True):
+                return await connection._add_stream(mux.open_in_slot())  # type: ignore[attr-defined, no-any-return]
+        except MuxedStreamError as error:
+            raise SwarmException(f"no stream to {peer_id}") from error
 
     def remove_conn(self, swarm_conn: SwarmConn) -> None:
         """Forget a connection; the last one of a peer is reported at once, not by the library's late notifee."""

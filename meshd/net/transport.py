@@ -146,10 +146,9 @@ class Libp2pTransport:
                 conn.muxed_conn.abort()
         self._on_down(ID.from_base58(node))
 
-    async def events(self) -> AsyncIterator[PeerUp | PeerDown]:
+    def events(self) -> AsyncIterator[PeerUp | PeerDown]:
         """Peers coming and going; see `Transport`."""
-        async for event in self._to_read:
-            yield event
+        return self._to_read
 
     def _on_up(self, mux: Mux, outbound: bool) -> None:
         certificate = mux.secured_conn.certificate
@@ -183,5 +182,13 @@ def _worst(failures: list[Exception], otherwise: str) -> MeshError:
 
 def _words(failure: Exception) -> str:
     if isinstance(failure, OSError):
-        return failure.strerror or "connection failed"
+        return failure.strerror or (_words(inner) if (inner := _first_cause(failure)) else "connection failed")
     return str(failure) or type(failure).__name__
+
+
+def _first_cause(failure: BaseException) -> OSError | None:
+    """What the system said, below what trio made of it."""
+    cause = failure.__cause__
+    if isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    return cause if isinstance(cause, OSError) else None
