@@ -69,6 +69,19 @@ EngineEvent = EngineStarted | EngineTokens | EngineFinished
 
 
 @dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """One engine process, for people who look after the machine. ``state``: ready or loading."""
+
+    model: str
+    digest: ModelDigest
+    pid: int
+    rss_bytes: int
+    slots: int
+    slots_free: int
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
 class MachineInfo:
     """What this machine has, as psutil and NVML report it."""
 

@@ -13,7 +13,7 @@ from typing import Final
 import psutil
 import trio
 
-from meshd.core.engine import EngineEvent, EngineLimits, EngineModel, ModelFile
+from meshd.core.engine import EngineEvent, EngineLimits, EngineModel, EngineStatus, ModelFile
 from meshd.core.errors import BeyondLimits, EngineFailed
 from meshd.core.generation import Generation, Token
 from meshd.core.ids import ModelDigest
@@ -61,6 +61,21 @@ class EnginePool:
         """The engine process of that model, for people who look after the machine; None when there is none."""
         process = self._processes.get(digest)
         return process.pid if process is not None else None
+
+    def status(self) -> tuple[EngineStatus, ...]:
+        """Every engine process, ready or still loading."""
+        return tuple(
+            EngineStatus(
+                p.model.name,
+                p.model.digest,
+                p.pid or 0,
+                p.rss_bytes(),
+                p.info.slots if p.info else self._config.slots,
+                p.slots_free,
+                "ready" if p.info else "loading",
+            )
+            for p in self._processes.values()
+        )
 
     async def load(self, model: ModelFile, limits: EngineLimits) -> EngineModel:
         """Load (or keep) the model. ``limits`` hold for every engine of the pool from now on.

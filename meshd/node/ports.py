@@ -16,6 +16,7 @@ from meshd.core.engine import (
     EngineLimits,
     EngineModel,
     EngineStarted,
+    EngineStatus,
     EngineTokens,
     MachineInfo,
     ModelFile,
@@ -125,6 +126,9 @@ class Engine(Protocol):
     def loaded(self) -> tuple[EngineModel, ...]: ...
 
     def slots_free(self, digest: ModelDigest) -> int: ...
+
+    def status(self) -> tuple[EngineStatus, ...]:
+        """Every engine process, for people who look after the machine."""
 
     async def load(self, model: ModelFile, limits: EngineLimits) -> EngineModel:
         """Load (or keep) the model. Raises ModelInvalid, BeyondLimits, EngineFailed."""

@@ -102,8 +102,9 @@ class Submitter:
                 nursery.cancel_scope.cancel()
 
     @asynccontextmanager
-    async def submit(self, job: Job) -> AsyncIterator[AnswerBuffer]:
-        """Run ``job`` while in the context; leaving it early cancels the job everywhere.
+    async def submit(self, job: Job, only: NodeId | None = None) -> AsyncIterator[AnswerBuffer]:
+        """Run ``job`` (on ``only`` that worker, if given) while in the context; leaving it early cancels the job
+        everywhere.
 
         Raises Overloaded when too many jobs run already.
         """
@@ -112,7 +113,7 @@ class Submitter:
         shell = JobShell(
             job,
             me=self._key.node,
-            view=self._view,
+            view=self._view if only is None else self._view_of(only),
             attempts=self,
             name_of=self._name_of,
             wall=self._wall,
@@ -127,6 +128,14 @@ class Submitter:
             shell.cancel()
             del self._running[job.id]
             self._ended.append(shell)
+
+    def _view_of(self, worker: NodeId) -> PlacementView:
+        """A view in which there is only ``worker``."""
+        view = PlacementView(self._view.bans)
+        candidate = self._view.get(worker)
+        if candidate is not None:
+            view.put(candidate)
+        return view
 
     def candidates_changed(self) -> None:
         """Tell the jobs that wait that somebody may take them now."""

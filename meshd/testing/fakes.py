@@ -95,6 +95,10 @@ class FakeEngine:
     def loaded(self) -> tuple[EngineModel, ...]:
         return tuple(self.models)
 
+    def status(self) -> tuple[EngineStatus, ...]:
+        """No process: an engine that costs nothing."""
+        return ()
+
     def slots_free(self, digest: ModelDigest) -> int:
         return self.slots - self.running if self._has(digest) else 0
 
