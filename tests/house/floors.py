@@ -57,7 +57,7 @@ ROOMS = {
     "policy": room(0, "core", pure=True),
     "machine": room(1, "core policy", pure=True),
     "wire": room(2, "core", "msgpack nacl base58"),
-    "store": room(3, "core wire"),
+    "store": room(3, "core wire", "nacl"),
     "net": room(3, "core wire", "trio libp2p multiaddr zeroconf noise ifaddr"),
     "engine": room(3, "core", "trio msgpack llama_cpp psutil pynvml jinja2 numpy"),
     "ports": room(4, "core wire"),
