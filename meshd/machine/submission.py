@@ -122,7 +122,7 @@ class Submission:
         before = self.state
         outcome = self._answer(event, now_s)
         self._story.record(now_s, self.job.id, before, event, self.state, outcome)
-        return () if isinstance(outcome, Ignored) else outcome
+        return [] if isinstance(outcome, Ignored) else outcome
 
     def next_deadline(self) -> float | None:
         """When a `Tick` is due; None while time changes nothing."""
