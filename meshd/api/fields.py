@@ -54,6 +54,7 @@ class Fields:
         return BadInput(f"{self.param(name)} must be {wanted}", param=self.param(name))
 
     def text(self, name: str, *, max_chars: int) -> str | None:
+        """A string of at most ``max_chars`` characters that UTF-8 can hold, without NUL."""
         value = self.raw(name)
         if value is None:
             return None
@@ -64,18 +65,21 @@ class Fields:
         return check_text(value, self.param(name))
 
     def required_text(self, name: str, *, max_chars: int) -> str:
+        """As ``text``, but absent, null and empty are refused."""
         value = self.text(name, max_chars=max_chars)
         if not value:
             raise BadInput(f"{self.param(name)} is required", param=self.param(name))
         return value
 
     def boolean(self, name: str) -> bool | None:
+        """True or false; 1 and "true" are neither."""
         value = self.raw(name)
         if value is None or isinstance(value, bool):
             return value
         raise self._wrong(name, "true or false")
 
     def integer(self, name: str, low: int, high: int) -> int | None:
+        """A whole number within the bounds; 1.0 and true are none."""
         value = self.raw(name)
         if value is None:
             return None
@@ -84,6 +88,7 @@ class Fields:
         return value
 
     def number(self, name: str, low: float, high: float) -> float | None:
+        """A finite number within the bounds."""
         value = self.raw(name)
         if value is None:
             return None
@@ -94,6 +99,7 @@ class Fields:
         return float(value)
 
     def texts(self, name: str, *, max_items: int, max_chars: int) -> tuple[str, ...]:
+        """A list of strings; absent is the empty one."""
         value = self.raw(name)
         if value is None:
             return ()
