@@ -109,7 +109,7 @@ class Execution:
         self.me = me
         self.slots = slots
         self._runs: dict[_Key, Run] = {}
-        self._replays = replays or Replays()
+        self._replays = Replays() if replays is None else replays
         self._drain_at_s: float | None = None
         self._drained_told = False
         self._story = Story(4096)
@@ -233,7 +233,9 @@ class Execution:
             if run.digest is None:
                 raise AssertionError("a no-op never queues")
             run.state = State.STARTING
-            effects.append(ev.StartEngine(run.submitter, run.attempt, run.task, run.digest))
+            start = ev.StartEngine(run.submitter, run.attempt, run.task, run.digest)
+            self._story.record(now_s, run.attempt.job, State.QUEUED, start, run.state, [])
+            effects.append(start)
         return effects
 
     # -- the lease

@@ -281,13 +281,14 @@ class Membership:
 
     def _suspect(self, peer: Peer, reason: str, now_s: float, *, probe: bool = True) -> _Effects:
         """From now on only talking, or an ad issued after now, makes it alive."""
-        if peer.state is not State.SUSPECT:
+        fresh = peer.state is not State.SUSPECT
+        if fresh:
             peer.lost_wall_s = now_s + self._wall_offset_s
             if peer.ad is None:
                 peer.expires_s = now_s + AD_LIFE_S
         peer.state, peer.reason = State.SUSPECT, reason
         probes = self._probe(peer, now_s) if probe else []
-        if not probe:
+        if fresh and not probe:
             self._plan_probe(peer, now_s)
         return [ev.Updated(peer.node), *probes]
 
