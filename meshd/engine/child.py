@@ -17,15 +17,17 @@ import queue
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
 from meshd.core.errors import BadInput, MeshError
 from meshd.core.generation import Generation
+from meshd.core.generation import Message as ChatMessage
 from meshd.engine.codec import request_from
 from meshd.engine.decoding import ContextLost, Decoding, Prepared
 from meshd.engine.frames import FrameError, Message, Unpacker, pack
 from meshd.engine.llama import LlamaModel, LoadPlan
-from meshd.engine.prompt import PLAIN_STOP, ChatTemplate, plain_chat
+from meshd.engine.prompt import PLAIN_STOP, ChatTemplate, mark, plain_chat
 from meshd.engine.rates import Rates
 from meshd.engine.schedule import EXACT_CHUNK_TOKENS, Feed
 
@@ -61,38 +63,26 @@ class Prompts:
         if self.broken is not None:
             raise self.broken
         if self._template is None:
-            return Prepared(self._chat(plain_chat(request.prompt.messages), False), (PLAIN_STOP,))
-        text = self._template.render(request.prompt.messages)
-        bos = self._model.bos_text()
-        if bos and self._model.adds_bos():
-            text = text.removeprefix(bos)
-        return Prepared(self._chat(text, True, [m.content for m in request.prompt.messages]))
+            plain = plain_chat(request.prompt.messages)
+            return Prepared(self._model.tokenize(plain, start=True, special=False), (PLAIN_STOP,))
+        return Prepared(self._chat(self._template, request.prompt.messages))
 
-    def _chat(self, text: str, special: bool, contents: list[str] | None = None) -> list[int]:
-        hostile = [c for c in contents or () if c and self._spells_control(c)]
-        if not hostile:
-            return self._model.tokenize(text, start=True, special=special)
+    def _chat(self, template: ChatTemplate, messages: Sequence[ChatMessage]) -> list[int]:
+        if not any(self._spells_control(m.content) for m in messages):
+            return self._model.tokenize(self._without_bos(template.render(messages)), start=True, special=True)
+        marked = mark(messages)
         tokens: list[int] = []
-        for part, own in _cut(text, hostile):
+        for part, own in marked.split(self._without_bos(template.render(marked.messages))):
             tokens += self._model.tokenize(part, start=not tokens, special=own)
         return tokens
+
+    def _without_bos(self, text: str) -> str:
+        """Tokenising puts the beginning-of-text in front; a template that writes it too must not double it."""
+        return text.removeprefix(self._model.bos_text()) if self._model.adds_bos() else text
 
     def _spells_control(self, content: str) -> bool:
         plain = self._model.tokenize(content, start=False, special=False)
         return plain != self._model.tokenize(content, start=False, special=True)
-
-
-def _cut(text: str, contents: list[str]) -> list[tuple[str, bool]]:
-    """``text`` in parts, each with whether the template wrote it (True) or one of ``contents`` did. Contents appear in
-    order; one that the template altered is looked for by its stripped form, and refused when it cannot be found."""
-    parts: list[tuple[str, bool]] = []
-    for content in contents:
-        needle = content if content in text else content.strip()
-        before, found, text = text.partition(needle)
-        if not found:
-            raise BadInput("a message spells control tokens of the model", param="messages")
-        parts += [(before, True), (needle, False)]
-    return [(part, own) for part, own in [*parts, (text, True)] if part]
 
 
 class Child:
@@ -105,6 +95,8 @@ class Child:
         self._rest_until_s = 0.0
         self._beat_at_s = 0.0
         self._rates = Rates()
+        self._pace = Rates()  # Without the rests: how long a step computes.
+        self._idle = True
 
     def run(self) -> None:
         """Load, then serve until stdin ends (the reader thread ends the process)."""
@@ -125,7 +117,7 @@ class Child:
         self._duty = options["duty"]
         slots, chunk_tokens = options["slots"], options["prefill_chunk_tokens"]
         plan = LoadPlan(
-            path=options["path"],
+            path=os.fsdecode(options["path"]),
             slots=slots,
             context_tokens=options["context_tokens"],
             batch_tokens=max(slots + chunk_tokens, EXACT_CHUNK_TOKENS, _MEASURE_PREFILL_TOKENS),
@@ -136,6 +128,7 @@ class Child:
         prompts = Prompts(self._model)
         self._decoding = Decoding(self._model, prompts.prepare, slots=slots, prefill_chunk_tokens=chunk_tokens)
         self._measure()
+        self._decoding.pace(self._rates.prefill_tokens_per_s)
         self._write([["loaded", self._facts(prompts)]])
 
     def _facts(self, prompts: Prompts) -> dict[str, Any]:
@@ -176,8 +169,6 @@ class Child:
         else:
             self._idle = True
 
-    _idle = True
-
     def _patience_s(self) -> float | None:
         """How long to wait for messages before the next step; None: until one comes."""
         if not self._decoding.busy:
@@ -193,6 +184,8 @@ class Child:
         rest_s = spent_s * (1 - self._duty) / self._duty
         self._rest_until_s = began_s + spent_s + rest_s
         self._rates.note(feeds, spent_s + rest_s)
+        self._pace.note(feeds, spent_s)
+        self._decoding.pace(self._pace.prefill_tokens_per_s)
         self._write(messages)
 
     def _take_messages(self, timeout_s: float | None) -> None:

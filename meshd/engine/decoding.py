@@ -17,9 +17,11 @@ from meshd.engine.frames import Message
 from meshd.engine.sampling import Draw, Logits
 from meshd.engine.schedule import Feed, Line, Schedule
 
-WINDOW_TOKENS: Final = 4096
+WINDOW_TOKENS: Final = 1024
 """Tokens that may wait for a slow reader before its sequence is held."""
 
+PREFILL_STEP_S: Final = 0.5
+_MIN_CHUNK_TOKENS: Final = 16
 _NO_ROOM: Final = 1
 _INVALID_BATCH: Final = -1
 
@@ -80,9 +82,17 @@ class Decoding:
     ) -> None:
         self._model = model
         self._prepare = prepare
+        self._chunk_tokens = prefill_chunk_tokens
         self._schedule = Schedule(prefill_chunk_tokens)
         self._free_slots = list(range(slots))
         self._runs: dict[int, _Run] = {}
+
+    def pace(self, prefill_tokens_per_s: float) -> None:
+        """Prefill in chunks that take about PREFILL_STEP_S at that speed: a slow machine must not stall the running
+        answers, nor look as if it hung."""
+        if prefill_tokens_per_s > 0:
+            wanted_tokens = int(prefill_tokens_per_s * PREFILL_STEP_S)
+            self._schedule.chunk_tokens = min(self._chunk_tokens, max(_MIN_CHUNK_TOKENS, wanted_tokens))
 
     @property
     def busy(self) -> bool:

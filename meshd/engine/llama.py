@@ -8,6 +8,7 @@ support flag; that path has never been run on a GPU.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ class LlamaModel:
             # 999 is llama.cpp's own way of saying "every layer".
             self.gpu_layers = 999 if plan.gpu_layers == ALL_LAYERS else plan.gpu_layers
         params.n_gpu_layers = self.gpu_layers
-        model: lib.llama_model_p | None = lib.llama_model_load_from_file(plan.path.encode(), params)
+        model: lib.llama_model_p | None = lib.llama_model_load_from_file(os.fsencode(plan.path), params)
         if not model:
             raise ModelInvalid("llama.cpp cannot load this file")
         if lib.llama_model_has_encoder(model) or not lib.llama_model_has_decoder(model):
@@ -135,7 +136,7 @@ class LlamaModel:
     def tokenize(self, text: str, *, start: bool, special: bool) -> list[int]:
         """Token ids of ``text``. ``start``: put the model's beginning-of-text in front. ``special``: text that spells
         a control token becomes that token."""
-        data = text.encode()
+        data = text.encode("utf-8", "replace")
         capacity = len(data) + 8
         while True:
             buffer = (lib.llama_token * capacity)()

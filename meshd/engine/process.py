@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
 from collections import deque
 from collections.abc import Sequence
@@ -33,11 +34,12 @@ from meshd.engine.config import PoolConfig
 from meshd.engine.decoding import WINDOW_TOKENS
 from meshd.engine.frames import FrameError, Message, Unpacker, pack
 
-_ACKNOWLEDGE_EVERY_TOKENS: Final = 512
+_ACKNOWLEDGE_EVERY_TOKENS: Final = 128
 _OUTBOX_MESSAGES: Final = 4096
 _READ_BYTES: Final = 256 * 1024
 _WATCH_INTERVAL_S: Final = 0.2
 _LAST_WORDS_S: Final = 0.3
+_MIN_DUTY: Final = 0.005
 _STDERR_LINES: Final = 12
 _STDERR_LINE_CHARS: Final = 300
 
@@ -83,9 +85,13 @@ class Events:
             self._unacknowledged = 0
 
     def put(self, event: EngineEvent) -> None:
-        """Hand on an event; the channel has room for all that the engine's window allows."""
-        with contextlib.suppress(trio.BrokenResourceError):
+        """Hand on an event. Raises FrameError when the engine sends more than its window allows."""
+        try:
             self._send.send_nowait(event)
+        except trio.WouldBlock:
+            raise FrameError("more tokens than the window allows") from None
+        except trio.BrokenResourceError:
+            return
 
     def end(self, failure: MeshError | None = None) -> None:
         """No more events; idempotent, the first failure stands."""
@@ -120,7 +126,7 @@ class EngineProcess:
         self._next_id = 1
         self._progress = _Progress(trio.current_time())
         self._stderr: deque[str] = deque(maxlen=_STDERR_LINES)
-        self._outbox, self._to_write = trio.open_memory_channel[Message](_OUTBOX_MESSAGES)
+        self._outbox, self._to_write = trio.open_memory_channel[bytes](_OUTBOX_MESSAGES)
         self._scope = trio.CancelScope()
 
     @property
@@ -148,12 +154,13 @@ class EngineProcess:
             raise BadInput("the delivered tokens have a gap", param="delivered")
         if self.slots_free <= 0:
             raise Overloaded("every slot of the engine is in use", retry_after_s=1.0)
+        frame = _start_frame(self._next_id, request, delivered)
         events = Events(self, self._next_id)
         self._next_id += 1
         if not self._running:
             self._progress.at_s = trio.current_time()
         self._running[events.id] = events
-        self.post(["start", events.id, request_map(request), [token.id for token in delivered]])
+        self._queue(frame)
         return events
 
     def cancel(self, events: Events) -> None:
@@ -165,12 +172,15 @@ class EngineProcess:
     def limit(self, limits: EngineLimits) -> None:
         """New threads and duty from the next decode step on."""
         self._limits = limits
-        self.post(["limits", limits.threads, float(limits.duty)])
+        self.post(["limits", _threads(limits), _duty(limits)])
 
     def post(self, message: Message) -> None:
         """Queue a message to the engine; a full queue means that it reads no more: it is given up."""
+        self._queue(pack(message))
+
+    def _queue(self, frame: bytes) -> None:
         try:
-            self._outbox.send_nowait(message)
+            self._outbox.send_nowait(frame)
         except trio.WouldBlock:
             self.fail(EngineFailed("the engine takes no messages"))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -240,21 +250,21 @@ class EngineProcess:
 
     def _load_options(self) -> dict[str, Any]:
         return {
-            "path": self.model.path,
+            "path": os.fsencode(self.model.path),
             "slots": self._config.slots,
             "context_tokens": self._config.context_tokens,
             "prefill_chunk_tokens": self._config.prefill_chunk_tokens,
             "gpu_layers": self._config.gpu_layers,
             "nice": self._config.nice,
-            "threads": self._limits.threads,
-            "duty": float(self._limits.duty),
+            "threads": _threads(self._limits),
+            "duty": _duty(self._limits),
         }
 
     async def _write(self, stdin: trio.abc.SendStream) -> None:
         # A dying engine breaks its pipe here; why it died is learnt from its stdout and its exit status.
         with contextlib.suppress(trio.BrokenResourceError):
-            async for message in self._to_write:
-                await stdin.send_all(pack(message))
+            async for frame in self._to_write:
+                await stdin.send_all(frame)
 
     async def _read(self, stdout: trio.abc.ReceiveStream) -> str | None:
         """Take messages until the engine's end; the problem, when it talks nonsense."""
@@ -325,6 +335,21 @@ class EngineProcess:
     def _rates(self, prefill: float, generation: float) -> None:
         if self.info is not None and math.isfinite(prefill) and math.isfinite(generation):
             self.info = replace(self.info, prefill_tokens_per_s=prefill, generation_tokens_per_s=generation)
+
+
+def _start_frame(id: int, request: Generation, delivered: Sequence[Token]) -> bytes:
+    try:
+        return pack(["start", id, request_map(request), [token.id for token in delivered]])
+    except (FrameError, UnicodeEncodeError, OverflowError) as error:
+        raise BadInput(f"the request cannot be passed on: {error}") from None
+
+
+def _threads(limits: EngineLimits) -> int:
+    return max(1, limits.threads)
+
+
+def _duty(limits: EngineLimits) -> float:
+    return min(1.0, max(_MIN_DUTY, limits.duty))
 
 
 def _refusal(code: str, text: str, param: str | None) -> MeshError:

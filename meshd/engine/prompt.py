@@ -11,9 +11,11 @@ clock is offered to them (``strftime_now``): a prompt must read the same on the 
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 import jinja2
@@ -28,6 +30,9 @@ RENDER_TIMEOUT_S: Final = 2.0
 """Real templates take milliseconds."""
 
 MAX_RENDERED_CHARS: Final = 2 * limits.MAX_PROMPT_BYTES
+_PRIVATE_USE: Final = (0xE000, 0x10FFFE)
+"""Private use and beyond: a million code points of four bytes, twice what fits a prompt."""
+
 _PLAIN_NAMES: Final = {"user": "User", "assistant": "Assistant", "tool": "Tool"}
 
 
@@ -37,6 +42,30 @@ def plain_chat(messages: Sequence[Message]) -> str:
     turns = [f"{_PLAIN_NAMES[m.role]}: {m.content}" for m in messages if m.role in _PLAIN_NAMES]
     head = "\n".join(system) + "\n\n" if system else ""
     return head + "\n".join([*turns, "Assistant:"])
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """Messages with a mark in place of each content, and the contents."""
+
+    messages: tuple[Message, ...]
+    contents: tuple[str, ...]
+    sign: str
+
+    def split(self, text: str) -> list[tuple[str, bool]]:
+        """Rendered text in parts, each with whether the template wrote it (True) or a message did (False)."""
+        pieces = re.split(f"{self.sign}([0-9]+){self.sign}", text)
+        parts = [(p, True) if i % 2 == 0 else (self.contents[int(p)], False) for i, p in enumerate(pieces)]
+        return [(part, own) for part, own in parts if part]
+
+
+def mark(messages: Sequence[Message]) -> Marked:
+    """``messages`` for rendering such that what they say can be told from what the template says. Needed only where a
+    content spells control tokens; the template then cannot trim or inspect contents."""
+    contents = tuple(m.content for m in messages)
+    used = set().union(*contents)
+    sign = next(c for c in map(chr, range(*_PRIVATE_USE)) if c not in used)
+    return Marked(tuple(Message(m.role, f"{sign}{i}{sign}") for i, m in enumerate(messages)), contents, sign)
 
 
 class ChatTemplate:
@@ -63,7 +92,7 @@ class ChatTemplate:
                 return _bounded(self._template.generate(messages=turns, add_generation_prompt=True, **self._tokens))
         except _TooSlow:
             raise BadInput("the model's chat template takes too long", param="messages") from None
-        except (jinja2.TemplateError, ArithmeticError, LookupError, RecursionError, MemoryError) as error:
+        except (jinja2.TemplateError, ArithmeticError, LookupError, RuntimeError, MemoryError) as error:
             raise BadInput(f"the model's chat template refuses: {error}", param="messages") from None
         except (TypeError, ValueError, AttributeError) as error:
             raise BadInput(f"the model's chat template fails: {error}", param="messages") from None

@@ -52,7 +52,7 @@ class Schedule:
     """All sequences of one context and whose turn it is."""
 
     def __init__(self, prefill_chunk_tokens: int) -> None:
-        self._chunk_tokens = prefill_chunk_tokens
+        self.chunk_tokens = prefill_chunk_tokens
         self._lines: dict[int, Line] = {}
         self._turns: deque[int] = deque([_SHARED])
 
@@ -98,7 +98,7 @@ class Schedule:
     def _shared(self) -> list[Feed]:
         able = [line for line in self._lines.values() if not line.exact and not line.held and line.pending]
         feeds = [_feed(line, 1) for line in able if len(line.pending) == 1]
-        room_tokens = self._chunk_tokens
+        room_tokens = self.chunk_tokens
         for line in able:
             if len(line.pending) > 1 and room_tokens > 0:
                 feeds.append(_feed(line, min(room_tokens, len(line.pending))))

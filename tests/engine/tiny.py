@@ -16,7 +16,7 @@ _END = 2
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m.content == 'refuse' %}{{ raise_exception('refused') }}{% endif %}"
-    "<|{{ m.role }}|>{{ m.content | trim }}<|end|>\n{% endfor %}"
+    "<|{{ m.role }}|>{{ m.content | trim }}<|done|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
@@ -48,8 +48,8 @@ def write_tiny(
 
 def _add_vocabulary(writer: gguf.GGUFWriter) -> int:
     special = ["<unk>", "<s>", "</s>"]
-    roles = ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
-    tokens = [*special, *(f"<0x{i:02X}>" for i in range(256)), *(chr(i) for i in range(32, 127)), *roles]
+    roles = ["<|user|>", "<|assistant|>", "<|system|>", "<|done|>"]
+    tokens = [*special, *(f"<0x{i:02X}>" for i in range(256)), "\u2581", *(chr(i) for i in range(33, 127)), *roles]
     kinds = [
         gguf.TokenType.UNKNOWN,
         gguf.TokenType.CONTROL,
