@@ -177,7 +177,9 @@ class MuxStream(IMuxedStream):
 
     def abort(self) -> None:
         """`reset` without awaiting. Idempotent."""
-        if not (self.was_reset or (self.send_over and self.receive_over)):
+        if self.was_reset:
+            return  # by the peer, or with the connection: what came before may still be read
+        if not (self.send_over and self.receive_over):
             self.muxed_conn.push(HEADER.pack(0, WINDOW, RST, self.stream_id, 0))
         self._received.clear()
         self.on_lost()
@@ -245,6 +247,8 @@ class Mux(IMuxedConn):
         self.slots = trio.Semaphore(MAX_STREAMS)
         self.last_received_at = trio.current_time()
         self.on_close: Callable[[], Awaitable[Any]] | None = None
+        self.on_over: Callable[[], None] = lambda: None
+        """Called once, without awaiting, when the connection ends."""
         self.event_started = trio.Event()
         self.event_closed = trio.Event()
         self._next_id = 1 if session.is_initiator else 2
@@ -287,6 +291,7 @@ class Mux(IMuxedConn):
         for stream in list(self.streams.values()):
             stream.on_lost()
         self._accepted.close()
+        self.on_over()
         self._writer.unpark_all()
         self._drained.unpark_all()
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import trio
 from libp2p.abc import IMuxedConn, INetConn, INetStream, IRawConnection, ISecureConn
@@ -188,12 +189,18 @@ class MeshSwarm(Swarm):
     # What the library calls
 
     async def add_conn(self, muxed_conn: IMuxedConn, direction: str = "unknown") -> SwarmConn:
-        """Register a connection whose peer proved membership."""
+        """Register a connection whose peer proved membership. Its end is reported at once: the library's notifee
+        comes 200 ms later (``test_a_killed_peer_is_a_truncation_and_down_at_once``)."""
         conn = await super().add_conn(muxed_conn, direction)
         self.unshun(muxed_conn.peer_id)
         if isinstance(muxed_conn, Mux) and not muxed_conn.is_closed:
+            muxed_conn.on_over = partial(self._over, muxed_conn.peer_id)
             self.on_up(muxed_conn, direction == "outbound")
         return conn
+
+    def _over(self, peer: ID) -> None:
+        if all(conn.muxed_conn.is_closed for conn in self.get_connections(peer)):
+            self.on_down(peer)
 
     async def _open_stream_on_connection(
         self, connection: INetConn, connections: list[INetConn], peer_id: ID
@@ -207,13 +214,6 @@ class MeshSwarm(Swarm):
                 return await connection._add_stream(mux.open_in_slot())  # type: ignore[attr-defined, no-any-return]
         except MuxedStreamError as error:
             raise SwarmException(f"no stream to {peer_id}") from error
-
-    def remove_conn(self, swarm_conn: SwarmConn) -> None:
-        """Forget a connection; the last one of a peer is reported at once, not by the library's late notifee."""
-        super().remove_conn(swarm_conn)
-        peer = swarm_conn.muxed_conn.peer_id
-        if not self.get_connections(peer):
-            self.on_down(peer)
 
     def set_stream_handler(self, stream_handler: StreamHandlerFn) -> None:
         """Install the handler of inbound streams, fenced: what it raises ends that stream only."""
