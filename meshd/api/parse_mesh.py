@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from meshd.api.fields import Fields
 from meshd.core.classes import DataClass, Region
-from meshd.core.ids import parse_node_id
 from meshd.core.trust import parse_name
 from meshd.node.views import InviteRequest
 
@@ -59,8 +58,8 @@ def parse_invite(body: object) -> InviteRequest:
 
 
 def parse_noop(body: object) -> str | None:
-    """{"worker"?: node id}; None lets the node choose."""
+    """{"worker"?: a node's id or name}; None lets the node choose."""
     fields = Fields(body)
     worker = fields.text("worker", max_chars=100)
     fields.finish()
-    return None if worker is None else parse_node_id(worker)
+    return worker or None

@@ -32,6 +32,7 @@ INVITE = {"site": "hq", "region": "eu/de", "clearance": "confidential", "valid_s
         ("invites", INVITE, None),
         ("noop", None, ("noop", None)),
         ("noop", {"worker": NODE}, ("noop", NODE)),
+        ("noop", {"worker": "blue fox"}, ("noop", "blue fox")),
         ("shutdown", None, ("shutdown",)),
     ],
 )
@@ -89,7 +90,7 @@ async def test_a_model_is_removed_by_a_name_with_slashes() -> None:
         ("invites", {**INVITE, "clearance": "x"}, "clearance"),
         ("invites", {**INVITE, "uses": 0}, "uses"),
         ("invites", {**INVITE, "valid_s": 1e9}, "valid_s"),
-        ("noop", {"worker": "x"}, "node"),
+        ("noop", {"worker": 5}, "worker"),
     ],
 )
 async def test_bad_bodies_never_reach_the_service(path: str, body: object, param: str) -> None:
