@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 from rich.console import Console
 from rich.markup import escape
@@ -29,7 +30,7 @@ from meshd.testing.cluster import Cluster, ClusterFailed, Node, View, running_wo
 from meshd.testing.model import MODEL_NAME, NoModel, expected_sha256, real_model
 
 ROOT = Path(__file__).resolve().parents[1]
-MESSAGES = [{"role": "user", "content": "Tell me about the history of lighthouses."}]
+MESSAGES: Any = [{"role": "user", "content": "Tell me about the history of lighthouses."}]
 MAX_TOKENS = 160
 KILL_AFTER_TOKENS = 50
 BAR_COLUMNS = 56
@@ -175,18 +176,14 @@ def timeline(run: Run, cut: Cut, job: View) -> Table:
     first, second = job["attempts"][0], job["attempts"][1]
     table = Table(box=None, padding=(0, 1), show_header=False)
     died = Text("█" * begin, style="cyan") + Text("✗", style="bold red")
-    went = (
-        Text(" " * begin)
-        + Text("░" * max(1, end - begin), style="dim")
-        + Text("█" * (BAR_COLUMNS - end), style="green")
-    )
+    pause = Text(" " * begin) + Text("░" * max(1, end - begin), style="dim")
+    went = pause + Text("█" * max(0, BAR_COLUMNS - end), style="green")
     table.add_row(first["worker_name"], died, f"tokens 1 to {first['tokens']}, then {first['outcome']}")
     table.add_row(second["worker_name"], went, f"tokens {first['tokens'] + 1} to {run.tokens}")
-    gap = f"{(resumed_s - run.pieces[cut.pieces - 1][0]) * 1000:.0f} ms without text"
-    node_gap = f", {second['gap_ms']:.0f} ms between tokens at the daemon" if second["gap_ms"] is not None else ""
-    table.add_row(
-        "", Text(f"0 s{'':{BAR_COLUMNS - 9}}{run.seconds:4.1f} s", style="dim"), f"[yellow]{gap}[/yellow]{node_gap}"
-    )
+    gap = f"[yellow]{(resumed_s - run.pieces[cut.pieces - 1][0]) * 1000:.0f} ms without text[/yellow]"
+    if second["gap_ms"] is not None:
+        gap += f", {second['gap_ms']:.0f} ms between tokens at the daemon"
+    table.add_row("", Text(f"0 s{'':{BAR_COLUMNS - 9}}{run.seconds:4.1f} s", style="dim"), gap)
     return table
 
 
@@ -221,6 +218,19 @@ def prepare() -> Path:
     return path
 
 
+def perform(homes: Path) -> bool:
+    """Run the story in ``homes``; whether all was as claimed. Failures are printed, with the daemons' logs."""
+    try:
+        model = prepare()
+        with Cluster(homes) as cluster:
+            return story(cluster, model)
+    except (ClusterFailed, NoModel, openai.OpenAIError, httpx.HTTPError) as error:
+        console.print(f"\n[bold red]✗ {escape(str(error))}[/bold red]")
+        for note in getattr(error, "__notes__", ()):
+            console.print(Text(note, style="dim"))
+        return False
+
+
 def main() -> int:
     """0 when everything was as claimed, 1 when not, 130 when interrupted."""
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
@@ -233,26 +243,17 @@ def main() -> int:
     base.mkdir(exist_ok=True)
     homes = Path(tempfile.mkdtemp(prefix="homes-", dir=base))
     try:
-        model = prepare()
-        with Cluster(homes) as cluster:
-            good = story(cluster, model)
+        good = perform(homes)
     except KeyboardInterrupt:
         console.print("\n[yellow]interrupted; every process was ended[/yellow]")
-        good, options.keep = False, False
+        shutil.rmtree(homes, ignore_errors=True)
         return 130
-    except (ClusterFailed, NoModel, openai.OpenAIError) as error:
-        console.print(f"\n[bold red]✗ {escape(str(error))}[/bold red]")
-        for note in getattr(error, "__notes__", ()):
-            console.print(Text(note, style="dim"))
-        good = False
-    finally:
-        if not (options.keep or sys.exc_info()[0] is None and "good" in locals() and not good):
-            shutil.rmtree(homes, ignore_errors=True)
-    if not good or options.keep:
+    if good and not options.keep:
+        shutil.rmtree(homes, ignore_errors=True)
+    else:
         console.print(f"[dim]homes and logs: {homes.relative_to(ROOT)}[/dim]")
-    console.print(
-        f"[bold]{'All as claimed' if good else 'NOT as claimed'}[/bold] [dim]in {time.monotonic() - started:.0f} s[/dim]"
-    )
+    words = "[bold green]All as claimed" if good else "[bold red]NOT as claimed"
+    console.print(f"{words}[/] [dim]in {time.monotonic() - started:.0f} s[/dim]")
     return 0 if good else 1
 
 
