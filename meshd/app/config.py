@@ -142,7 +142,7 @@ def load_config(path: Path) -> Config:
 def parse_config(data: Mapping[str, Any]) -> Config:
     """The configuration in ``data`` (sections of keys); raises ConfigInvalid with every problem found."""
     problems: list[str] = []
-    config = _section(Config, data, "", problems)
+    config: Config = _section(Config, data, "", problems)
     if problems:
         raise ConfigInvalid(tuple(problems), hint=HINT)
     return config

@@ -10,7 +10,7 @@ from meshd.core.ad import Ad, ModelOffer
 from meshd.core.engine import EngineModel, MachineInfo, ModelFile
 from meshd.core.ids import NodeId
 from meshd.node.guest import Guest
-from meshd.node.ports import Engine, Probe, Transport
+from meshd.node.ports import Engine, Probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +34,17 @@ class Advertiser:
         guest: Guest,
         engine: Engine,
         probe: Probe,
-        transport: Transport,
         running: Callable[[], int],
         wall: Callable[[], float],
+        addresses: Callable[[], tuple[str, ...]],
     ) -> None:
         self._me = me
         self._guest = guest
         self._engine = engine
         self._probe = probe
-        self._transport = transport
         self._running = running
         self._wall = wall
+        self._addresses = addresses
         self._seq = 0
         self._models: tuple[ModelFile, ...] = ()
         self._machine: MachineInfo | None = None
@@ -76,7 +76,7 @@ class Advertiser:
             issued_at=now_s,
             expires_at=now_s + limits.AD_TTL_S,
             name=self._me.name,
-            addresses=self._transport.addresses()[:16],
+            addresses=self._addresses()[:16],
             cpu_threads=machine.cpu_threads,
             memory_bytes=machine.memory_bytes,
             gpus=machine.gpus[: limits.MAX_GPUS_PER_AD],

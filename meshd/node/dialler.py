@@ -44,6 +44,7 @@ class Dialler:
         book: PeerBook,
         bootstrap: Sequence[str],
         known: Callable[[], Iterable[tuple[NodeId, tuple[str, ...]]]],
+        unreachable: Callable[[NodeId], None],
         *,
         max_neighbours: int,
         timeout_s: float,
@@ -53,6 +54,7 @@ class Dialler:
         self._book = book
         self._bootstrap = tuple(bootstrap)
         self._known = known
+        self._unreachable = unreachable
         self._max_neighbours = max_neighbours
         self._timeout_s = timeout_s
         self._retries: dict[object, _Retry] = {}
@@ -122,6 +124,8 @@ class Dialler:
             except MeshError as e:
                 log.debug("cannot reach %s: %s", node or addresses[0], e.message)
                 self._failed(key, MAX_RETRY_S)
+                if node is not None:
+                    self._unreachable(node)
             else:
                 self._retries.pop(key, None)
                 await self._book.remember(found, addresses)

@@ -8,7 +8,7 @@ HEARTBEAT_INTERVAL_S.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -75,12 +75,13 @@ class Rhythm:
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """Who wants to know. ``probe``: somebody should be dialled now."""
+    """Who wants to know. ``probe``: somebody should be dialled now. ``gone``: drop what belongs to a connection."""
 
     candidates_changed: Callable[[], None]
     suspected: Callable[[NodeId], None]
     connection_lost: Callable[[NodeId], None]
     probe: Callable[[], None]
+    gone: Callable[[NodeId], Awaitable[None]]
 
 
 def facts_of(certificate: Certificate) -> Facts:
@@ -241,6 +242,7 @@ class Neighbours:
                 self._unlink(event.node)
                 self._listeners.connection_lost(event.node)
                 self.feed(on.PeerDown(event.node, self._wall()))
+                await self._listeners.gone(event.node)
                 self._listeners.probe()
 
     def _unlink(self, node: NodeId) -> None:

@@ -1,0 +1,35 @@
+"""The top door: what a part of the daemon raises unexpectedly ends that part, not the daemon.
+
+A part may stop in three ways. A `Fatal` part takes the daemon down with it: without it nothing works, and saying so
+beats limping. Any other part is started again, a little later each time, so that a fault that stays costs little.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import trio
+
+log = logging.getLogger("meshd.app")
+
+FIRST_PAUSE_S = 0.5
+MAX_PAUSE_S = 30.0
+STEADY_S = 60.0
+"""A part that ran for so long had recovered: its next fault counts as its first."""
+
+
+async def keep_running(name: str, part: Callable[[], Awaitable[None]]) -> None:
+    """Run ``part`` until cancelled, again after every fault; a part that returns is done."""
+    pause_s = FIRST_PAUSE_S
+    while True:
+        began_s = trio.current_time()
+        try:
+            await part()
+            return
+        except Exception:
+            log.exception("%s failed; starting it again in %.1f s", name, pause_s)
+        if trio.current_time() - began_s > STEADY_S:
+            pause_s = FIRST_PAUSE_S
+        await trio.sleep(pause_s)
+        pause_s = min(MAX_PAUSE_S, pause_s * 2)
