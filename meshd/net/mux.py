@@ -306,6 +306,11 @@ class Mux(IMuxedConn):
         return self.event_started.is_set() and not self.is_closed
 
     @property
+    def is_idle(self) -> bool:
+        """Whether no stream is open but the impatient ones of the directory."""
+        return all(stream.patience_s is not None for stream in self.streams.values())
+
+    @property
     def is_initiator(self) -> bool:
         """Whether we opened the connection."""
         return self.secured_conn.is_initiator

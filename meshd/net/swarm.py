@@ -172,9 +172,10 @@ class MeshSwarm(Swarm):
         self._shunned_until.pop(peer, None)
 
     async def prune_idle(self, keep: int) -> None:
-        """Close connections that carry no stream until ``keep`` of them are left, the quietest first."""
+        """Close connections that carry no stream but the directory's until ``keep`` of them are left, the quietest
+        first."""
         muxes = [c.muxed_conn for c in self.get_connections() if isinstance(c.muxed_conn, Mux)]
-        idle = sorted((m for m in muxes if not m.streams), key=lambda m: m.last_received_at)
+        idle = sorted((m for m in muxes if m.is_idle), key=lambda m: m.last_received_at)
         for mux in idle[: max(0, len(idle) - keep)]:
             await mux.close()
 
