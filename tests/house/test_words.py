@@ -75,7 +75,9 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-@pytest.mark.parametrize("name", ["scripts/_setup", "scripts/test", "scripts/lock", ".ci/run"])
+@pytest.mark.parametrize(
+    "name", ["scripts/_setup", "scripts/test", "scripts/demo", "scripts/bench", "scripts/lock", ".ci/run"]
+)
 def test_the_shell_scripts_parse_and_can_be_run(name: str) -> None:
     path = ROOT / name
     subprocess.run(["bash", "-n", str(path)], check=True, timeout=10)
