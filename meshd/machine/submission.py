@@ -6,11 +6,12 @@ The submitter holds everything that the answer needs: the request, and the token
 only ever lent the right to produce the next ones. So a job survives any worker: when an attempt is lost, the next
 one is offered elsewhere, to go on after what was delivered.
 
-    NEW -> PLACING -> OFFERING -> ACCEPTED -> RUNNING -> ENDED
+    NEW -> PLACING -> OFFERING -> ACCEPTED -> RUNNING -> (STOPPING) -> ENDED
               ^  \\        |           |          |
               |   WAITING |           |          |
               +-----------+-----------+----------+   (declined, lost)
 
+STOPPING has a complete text, by a stop string, and waits a moment for the worker's receipt.
 PLACING asks for a worker (the answer comes at once, from a local table). OFFERING has an offer on the way. ACCEPTED
 waits for the engine to take the prompt. RUNNING gets tokens. WAITING has found nobody and asks again, a little later
 each time and as soon as a candidate appears, for at most ``patience_s``; then the job fails with `mesh_no_worker`.
@@ -59,6 +60,9 @@ MAX_OFFERS: Final = 256
 EXCLUDE_S: Final = 0.25
 """How long a worker is left out after its first failure in this job; each further one doubles it."""
 
+RECEIPT_S: Final = 0.5
+"""How long a complete text waits for the last word of its worker, whose engine stops at the same token."""
+
 ASK_AGAIN_S: Final = 0.05
 """Changes among the candidates make a waiting job ask at most so often."""
 
@@ -74,10 +78,11 @@ class State(StrEnum):
     OFFERING = "offering"
     ACCEPTED = "accepted"
     RUNNING = "running"
+    STOPPING = "stopping"
     ENDED = "ended"
 
 
-_WITH_WORKER = frozenset({State.OFFERING, State.ACCEPTED, State.RUNNING})
+_WITH_WORKER = frozenset({State.OFFERING, State.ACCEPTED, State.RUNNING, State.STOPPING})
 _Effects = list[SubmissionEffect]
 
 
@@ -132,6 +137,8 @@ class Submission:
             return self._heard_at_s + self._offer_s
         if self.state in (State.ACCEPTED, State.RUNNING):
             return self._heard_at_s + limits.SUSPECT_AFTER_S
+        if self.state is State.STOPPING:
+            return self._heard_at_s + RECEIPT_S
         return None
 
     def story(self) -> tuple[StoryEntry, ...]:
@@ -343,7 +350,25 @@ class Submission:
     # -- the end
 
     def _stopped_by_text(self, event: ev.StoppedByText, now_s: float) -> _Effects:
+        return self._complete(FinishReason.STOP)
+
+    def _stopping(self, event: ev.StoppedByText, now_s: float) -> _Effects:
+        """The text is complete. The worker's engine stops at the same token: its receipt is a moment away."""
+        self.state = State.STOPPING
+        self._heard_at_s = now_s
+        return []
+
+    def _receipt(self, event: ev.Finished, now_s: float) -> _Effects:
+        attempt, worker = self._current()
+        fault: _Effects = [] if event.verified else [ev.ReportFault(attempt, worker, LossReason.PROTOCOL)]
+        return fault + self._complete(FinishReason.STOP, worker=worker, verified=event.verified)
+
+    def _no_receipt(self, event: object, now_s: float) -> _Effects:
         return self._cancel_worker("a stop string is complete") + self._complete(FinishReason.STOP)
+
+    def _no_receipt_when_due(self, event: ev.Tick, now_s: float) -> _Effects | Ignored:
+        due_s = self.next_deadline()
+        return self._no_receipt(event, now_s) if due_s is not None and now_s >= due_s else Ignored("not yet")
 
     def _withdrawn(self, event: ev.Cancelled, now_s: float) -> _Effects:
         effects = self._cancel_worker("the app took the job back")
@@ -389,24 +414,27 @@ _NO_ATTEMPT = Ignored("that attempt is over")
 _NOT_ASKED = Ignored("no placement was asked for")
 _HAS_WORKER = Ignored("the job has a worker")
 _ONCE = Ignored("submitted already")
+_TEXT_COMPLETE = Ignored("the text is complete")
 _TIMELESS = Ignored("time changes nothing here")
 
 
-def _attempt_row(event: type, *, offering: Rule, accepted: Rule, running: Rule) -> dict[tuple[str, type], Rule]:
+def _attempt_row(
+    event: type, *, offering: Rule, accepted: Rule, running: Rule, stopping: Rule
+) -> dict[tuple[str, type], Rule]:
     """Events that name an attempt: in the other states there is none, or it is over."""
     over: dict[str, Rule] = {"new": _NOT_YET, "placing": _NO_ATTEMPT, "waiting": _NO_ATTEMPT, "ended": _OVER}
-    return row(event, **over, offering=offering, accepted=accepted, running=running)
+    return row(event, **over, offering=offering, accepted=accepted, running=running, stopping=stopping)
 
 
 def _asked_row(event: type, placing: Rule) -> dict[tuple[str, type], Rule]:
     """Answers to `AskPlacement`."""
-    others = dict.fromkeys(("waiting", "offering", "accepted", "running"), _NOT_ASKED)
+    others = dict.fromkeys(("waiting", "offering", "accepted", "running", "stopping"), _NOT_ASKED)
     return row(event, new=_NOT_YET, placing=placing, ended=_OVER, **others)
 
 
 def _app_row(event: type, rule: Rule, new: Rule) -> dict[tuple[str, type], Rule]:
     """What the app or its text says counts whatever the worker does."""
-    live = dict.fromkeys(("placing", "waiting", "offering", "accepted", "running"), rule)
+    live = dict.fromkeys(("placing", "waiting", "offering", "accepted", "running", "stopping"), rule)
     return row(event, new=new, ended=_OVER, **live)
 
 
@@ -414,17 +442,33 @@ TABLE: Final[dict[tuple[str, type], Rule]] = {
     **_app_row(ev.Submitted, _ONCE, new=_S._ask),
     **_app_row(ev.Cancelled, _S._withdrawn, new=_S._withdrawn),
     **_app_row(ev.StoppedByText, _S._stopped_by_text, new=_NOT_YET),
+    (State.RUNNING, ev.StoppedByText): _S._stopping,
+    (State.STOPPING, ev.StoppedByText): _ONCE,
     **_asked_row(ev.Placed, _S._placed),
     **_asked_row(ev.NoCandidate, _S._no_candidate),
-    **_attempt_row(ev.OfferAccepted, offering=_S._accepted, accepted=_S._violated, running=_S._violated),
-    **_attempt_row(ev.OfferDeclined, offering=_S._declined, accepted=_S._violated, running=_S._violated),
-    **_attempt_row(ev.Started, offering=_S._violated, accepted=_S._started, running=_S._violated),
-    **_attempt_row(ev.Tokens, offering=_S._violated, accepted=_S._violated, running=_S._tokens),
-    **_attempt_row(ev.Heartbeat, offering=_S._violated, accepted=_S._heartbeat, running=_S._heartbeat),
-    **_attempt_row(ev.Finished, offering=_S._violated, accepted=_S._finished_unstarted, running=_S._finished),
-    **_attempt_row(ev.Ended, offering=_S._violated, accepted=_S._ended, running=_S._ended),
-    **_attempt_row(ev.Lost, offering=_S._lost, accepted=_S._lost, running=_S._lost),
-    **_attempt_row(ev.Suspected, offering=_S._suspected, accepted=_S._suspected, running=_S._suspected),
+    **_attempt_row(
+        ev.OfferAccepted, offering=_S._accepted, accepted=_S._violated, running=_S._violated, stopping=_TEXT_COMPLETE
+    ),
+    **_attempt_row(
+        ev.OfferDeclined, offering=_S._declined, accepted=_S._violated, running=_S._violated, stopping=_TEXT_COMPLETE
+    ),
+    **_attempt_row(
+        ev.Started, offering=_S._violated, accepted=_S._started, running=_S._violated, stopping=_TEXT_COMPLETE
+    ),
+    **_attempt_row(
+        ev.Tokens, offering=_S._violated, accepted=_S._violated, running=_S._tokens, stopping=_TEXT_COMPLETE
+    ),
+    **_attempt_row(
+        ev.Heartbeat, offering=_S._violated, accepted=_S._heartbeat, running=_S._heartbeat, stopping=_TEXT_COMPLETE
+    ),
+    **_attempt_row(
+        ev.Finished, offering=_S._violated, accepted=_S._finished_unstarted, running=_S._finished, stopping=_S._receipt
+    ),
+    **_attempt_row(ev.Ended, offering=_S._violated, accepted=_S._ended, running=_S._ended, stopping=_S._no_receipt),
+    **_attempt_row(ev.Lost, offering=_S._lost, accepted=_S._lost, running=_S._lost, stopping=_S._no_receipt),
+    **_attempt_row(
+        ev.Suspected, offering=_S._suspected, accepted=_S._suspected, running=_S._suspected, stopping=_TEXT_COMPLETE
+    ),
     **row(
         ev.Tick,
         new=_TIMELESS,
@@ -433,6 +477,7 @@ TABLE: Final[dict[tuple[str, type], Rule]] = {
         offering=_S._silent_when_due,
         accepted=_S._silent_when_due,
         running=_S._silent_when_due,
+        stopping=_S._no_receipt_when_due,
         ended=_TIMELESS,
     ),
     **row(
@@ -443,6 +488,7 @@ TABLE: Final[dict[tuple[str, type], Rule]] = {
         offering=_HAS_WORKER,
         accepted=_HAS_WORKER,
         running=_HAS_WORKER,
+        stopping=_HAS_WORKER,
         ended=_OVER,
     ),
 }

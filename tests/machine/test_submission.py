@@ -12,7 +12,7 @@ from meshd.core.ids import AttemptId, NodeId
 from meshd.core.job import TaskKind
 from meshd.core.task import DeclineReason, EndReason, LossReason
 from meshd.machine import submission_events as ev
-from meshd.machine.submission import MAX_OFFERS, OFFER_S, PATIENCE_S, State, Submission
+from meshd.machine.submission import MAX_OFFERS, OFFER_S, PATIENCE_S, RECEIPT_S, State, Submission
 from tests.policy.make import DIGEST, OTHER_DIGEST, job, job_id, node, token, tokens
 
 W1, W2, W3 = node(11), node(12), node(13)
@@ -466,11 +466,33 @@ def test_cancel_without_a_worker() -> None:
     assert Driver()(ev.Cancelled()) == [ev.Withdrawn(job_id(), None)]
 
 
-def test_a_stop_string_completes_and_stops_the_worker() -> None:
+def test_a_complete_text_waits_for_the_receipt_of_its_worker() -> None:
     d = Driver()
     a = d.running()
     d(ev.Tokens(a, tokens(0, 4)))
-    assert d(ev.StoppedByText()) == [
+    assert d(ev.StoppedByText()) == []
+    assert d(ev.Tokens(a, tokens(4, 2))) == [], "nothing after the stop is delivered"
+    done = ev.Complete(job_id(), a, W1, FinishReason.STOP, Usage(7, 4), True)
+    assert d(ev.Finished(a, FinishReason.LENGTH, True)) == [done]
+
+
+@pytest.mark.parametrize("end", ["silence", "lost", "ended"])
+def test_a_complete_text_is_complete_without_a_receipt_too(end: str) -> None:
+    d = Driver()
+    a = d.running()
+    d(ev.Tokens(a, tokens(0, 4)))
+    d(ev.StoppedByText())
+    if end == "silence":
+        due_s = d.machine.next_deadline()
+        assert due_s is not None and due_s <= d.now_s + RECEIPT_S
+        assert d(ev.Tick()) == [], "not yet due"
+        d.now_s = due_s
+    event = {
+        "silence": ev.Tick(),
+        "lost": ev.Lost(a, LossReason.CONNECTION_LOST),
+        "ended": ev.Ended(a, EndReason.ENGINE_FAILED),
+    }[end]
+    assert d(event) == [
         ev.CancelAttempt(a, W1, "a stop string is complete"),
         ev.Complete(job_id(), a, None, FinishReason.STOP, Usage(7, 4), False),
     ]
