@@ -46,14 +46,15 @@ def read_private(path: Path) -> bytes | None:
     Raises HomeUnusable when it is another's, open to others, unreadable or larger than MAX_FILE_BYTES.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     except OSError as e:
         raise _unusable(path, e) from None
-    with os.fdopen(descriptor, "rb") as file, _translated(path):
-        check_private(path, os.fstat(file.fileno()))
-        data = file.read(MAX_FILE_BYTES + 1)
+    try:
+        data = _read_regular(path, descriptor)
+    finally:
+        os.close(descriptor)
     if len(data) > MAX_FILE_BYTES:
         raise HomeUnusable(f"{path} is too large", hint="move it away; it was not written by this program")
     return data
@@ -66,6 +67,16 @@ def check_private(path: Path, status: os.stat_result) -> None:
     if stat.S_IMODE(status.st_mode) & 0o077:
         mode = "700" if stat.S_ISDIR(status.st_mode) else "600"
         raise HomeUnusable(f"{path} is open to other users", hint=f"chmod {mode} {path}")
+
+
+def _read_regular(path: Path, descriptor: int) -> bytes:
+    with _translated(path):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise HomeUnusable(f"{path} is no regular file", hint="move it away; it was not written by this program")
+        check_private(path, status)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(MAX_FILE_BYTES + 1)
 
 
 def _write_temporary(path: Path, data: bytes) -> Path:
