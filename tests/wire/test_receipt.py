@@ -8,7 +8,7 @@ import pytest
 
 from meshd.core.errors import BadInput, BadSignature, ProtocolViolation
 from meshd.wire.codec import encode
-from meshd.wire.receipt import OutputHash, open_receipt, receipt_id, sign_receipt
+from meshd.wire.receipt import OutputHash, open_receipt, output_hash, receipt_id, sign_receipt
 from meshd.wire.signing import Domain
 from meshd.wire.typed import to_wire
 from tests.wire.samples import STRANGER, WORKER, receipt_of, tokens_of
@@ -47,6 +47,7 @@ def test_output_hash_does_not_depend_on_how_tokens_came() -> None:
     plain = hashlib.blake2b(b"".join((1000 + i).to_bytes(4, "big") for i in range(5)), digest_size=32)
     assert whole.digest() == parts.digest() == plain.digest()
     assert whole.tokens == parts.tokens == 5
+    assert output_hash(b"".join((1000 + i).to_bytes(4, "big") for i in range(5))) == whole.digest()
 
 
 def test_ids_name_signed_bytes() -> None:

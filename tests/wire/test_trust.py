@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from meshd.core.classes import DataClass
+from meshd.core.classes import DataClass, Region
 from meshd.core.errors import BadInput, ClockWrong, NotMember
 from meshd.core.limits import CLOCK_SKEW_S, MAX_CERTIFICATE_BYTES
 from meshd.wire.codec import decode, encode
@@ -43,7 +45,15 @@ def test_a_good_chain_gives_the_certificate() -> None:
 
 
 def test_the_largest_certificate_fits_its_bound() -> None:
-    assert len(PROOF) <= MAX_CERTIFICATE_BYTES
+    region = Region("/".join(["a" * 32] * 8))
+    full = replace(
+        certificate_of(WORKER), name="n" * 63, site="s" * 63, region=region, labels=tuple("x" * 64 for _ in range(16))
+    )
+    proof = issue_certificate(full, ISSUER, DELEGATION)
+    assert len(proof) <= MAX_CERTIFICATE_BYTES
+    assert verify_chain(proof, ROOT.verify_key, WORKER.node, NOW_S) == full
+    with pytest.raises(BadInput):  # 64 characters may be 256 bytes
+        issue_certificate(replace(full, labels=("\U0001f600" * 64,) * 16), ISSUER, DELEGATION)
 
 
 def test_another_organisation_is_named() -> None:
