@@ -26,6 +26,7 @@ from meshd.engine.pool import EnginePool, open_pool
 from meshd.engine.probe import MachineProbe
 from meshd.net.config import NetConfig
 from meshd.net.enrolment import EnrolmentListener
+from meshd.net.mdns import local_discovery
 from meshd.net.mesh_net import MeshNet, open_mesh_net
 from meshd.node.advertiser import Advertiser, Self
 from meshd.node.dialler import Dialler
@@ -216,6 +217,14 @@ class Node:
             preload=self.ground.config.engine.preload,
         )
 
+    async def _discover(self) -> None:
+        """Dial whoever says on this LAN to be of this organisation; the handshake finds out whether it is."""
+        root = self.ground.identity.membership.org.root_key
+        interfaces = self.ground.config.network.mdns_interfaces
+        async with local_discovery(root, self.ground.certificate.node, self.addresses(), interfaces) as hints:
+            async for hint in hints:
+                self.dialler.hint(hint.node, hint.addresses)
+
     def _listeners(self) -> Listeners:
         return Listeners(
             self.submitter.candidates_changed,
@@ -243,6 +252,8 @@ class Node:
             await stack.enter_async_context(self.submitter.running_parts())
             await stack.enter_async_context(self.neighbours.running_parts(self._listeners()))
             nursery.start_soon(keep_running, "the dialler", self.dialler.run)
+            if self.ground.config.network.mdns:
+                nursery.start_soon(keep_running, "local discovery", self._discover)
             nursery.start_soon(keep_running, "preloading", self.service.keep_loaded)
             yield
 

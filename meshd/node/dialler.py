@@ -22,6 +22,8 @@ ROUND_INTERVAL_S = 1.0
 MAX_DIALS = 8
 """Dials at once: a handshake is a few milliseconds of work, a dead address only waits."""
 
+MAX_HINTS = 256
+
 FIRST_RETRY_S = 1.0
 MAX_RETRY_S = 30.0
 MEMBER_RETRY_S = 300.0
@@ -63,10 +65,15 @@ class Dialler:
         self._wake = trio.Event()
 
     def hint(self, node: NodeId, addresses: Sequence[str]) -> None:
-        """An unproven word that ``node`` listens there (mDNS): dialled soon, believed never."""
-        if node != self._transport.node and len(self._hints) < 256:
-            self._hints[node] = tuple(addresses[:8])
-            self._wake.set()
+        """An unproven word that ``node`` listens there (mDNS): dialled soon, believed never. Kept for when the
+        node is lost; the oldest word makes room."""
+        if node == self._transport.node:
+            return
+        self._hints.pop(node, None)
+        self._hints[node] = tuple(addresses[:8])
+        if len(self._hints) > MAX_HINTS:
+            del self._hints[next(iter(self._hints))]
+        self._wake.set()
 
     def wake(self) -> None:
         """Something changed: look for somebody to dial now."""
@@ -129,8 +136,6 @@ class Dialler:
             else:
                 self._retries.pop(key, None)
                 await self._book.remember(found, addresses)
-            if node is not None:
-                self._hints.pop(node, None)
 
     def _failed(self, key: object, most_s: float) -> None:
         retry = self._retries.get(key)

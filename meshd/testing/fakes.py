@@ -19,6 +19,7 @@ from meshd.core.engine import (
     EngineLimits,
     EngineModel,
     EngineStarted,
+    EngineStatus,
     EngineTokens,
     MachineInfo,
     ModelFile,

@@ -65,7 +65,7 @@ ROOMS = {
     "node": room(4, "core policy machine wire ports views", "trio"),
     "contract": room(5),
     "api": room(5, "core views contract", "starlette trio hypercorn h11"),
-    "app": room(6, "core policy machine wire store net engine ports views node contract api", "trio"),
+    "app": room(6, "core policy machine wire store net engine ports views node contract api", "trio click"),
     "testing": room(4, "core policy machine wire ports", "trio httpx"),
     "cli": room(6, "core contract", "click rich httpx"),
 }
