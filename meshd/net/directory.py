@@ -16,7 +16,6 @@ import secrets
 
 import trio
 from libp2p.abc import INetStream
-from libp2p.exceptions import BaseLibp2pError
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.kad_dht.pb.kademlia_pb2 import Record
 from libp2p.kad_dht.provider_store import ProviderStore
@@ -175,7 +174,7 @@ class DhtDirectory:
 
     def known(self) -> tuple[NodeId, ...]:
         """Members in this node's routing table."""
-        return tuple(NodeId(peer.to_base58()) for peer in self._table.get_peer_ids())
+        return tuple(node for peer in self._table.get_peer_ids() if (node := _node_id(peer)))
 
     def addresses_of(self, node: NodeId) -> tuple[str, ...]:
         """Addresses of ``node`` as its own records and other nodes have told, newest first."""
@@ -214,7 +213,7 @@ class DhtDirectory:
                     value, more = await self._store._get_from_peer(peer, key, return_closer_peers=True)  # type: ignore[misc]
                     nearer += more  # type: ignore[arg-type]
                     found += [value] if isinstance(value, bytes) else []
-            except BaseLibp2pError as error:
+            except Exception as error:  # noqa: BLE001 - the door: a peer's garbage raises anything in the library
                 log.debug("directory question to %s failed: %r", peer, error)
 
     async def _put(self, peer: ID, key: bytes, ad: bytes, taken: list[ID]) -> None:
@@ -237,3 +236,11 @@ class DhtDirectory:
         except MeshError:
             return False
         return True
+
+
+def _node_id(peer: ID) -> NodeId | None:
+    """The peer as a node id; None for what is none, for other nodes tell us of peers as they like."""
+    try:
+        return parse_node_id(peer.to_base58())
+    except BadInput:
+        return None

@@ -401,13 +401,11 @@ class Mux(IMuxedConn):
         while not self.is_closed:
             try:
                 data = await self.secured_conn.receive()
-            except Exception:  # noqa: BLE001 - the cipher's own errors: a peer that sends garbage ends its connection
-                return
-            if not data:
-                return
-            self.last_received_at = trio.current_time()
-            pending += data
-            if not self._consume(pending):
+                self.last_received_at = trio.current_time()
+                pending += data
+                if not data or not self._consume(pending):
+                    return
+            except Exception:  # noqa: BLE001 - the door: whatever a peer sends may end its connection, never the host
                 return
 
     def _consume(self, pending: bytearray) -> bool:

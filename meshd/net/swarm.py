@@ -36,7 +36,7 @@ from libp2p.peer.id import ID
 from libp2p.stream_muxer.exceptions import MuxedStreamError
 from libp2p.transport.upgrader import TransportUpgrader
 
-from meshd.core.errors import NotMember
+from meshd.core.errors import MeshError
 from meshd.net.addresses import Endpoint, parse_all
 from meshd.net.book import AddressBook
 from meshd.net.config import NetConfig
@@ -137,13 +137,20 @@ class MeshSwarm(Swarm):
     # Outbound
 
     async def connect(self, peer: ID | None, endpoint: Endpoint) -> SwarmConn:
-        """Connect to ``endpoint``. Raises OSError, NotMember, BaseLibp2pError."""
+        """Connect to ``endpoint``. Raises OSError, MeshError, BaseLibp2pError."""
         socket = await trio.open_tcp_stream(endpoint.host, endpoint.port)
+        kept = False
         try:
-            return await self._upgrade(socket, peer, outbound=True)
-        except BaseException:
-            socket.socket.close()
+            conn = await self._upgrade(socket, peer, outbound=True)
+            kept = True
+            return conn
+        except (OSError, MeshError, BaseLibp2pError):
             raise
+        except Exception as error:
+            raise SwarmException(f"the other side sends garbage ({type(error).__name__})") from error
+        finally:
+            if not kept:
+                socket.socket.close()
 
     async def dial_peer(self, peer_id: ID) -> list[INetConn]:
         """The library's own wish to reach a peer (its DHT): bounded, by our address book, shunning the dead."""
@@ -156,7 +163,7 @@ class MeshSwarm(Swarm):
                 with trio.move_on_after(self._config.directory_timeout_s):
                     try:
                         return [await self.connect(peer_id, endpoint)]
-                    except (OSError, NotMember, BaseLibp2pError) as error:
+                    except (OSError, MeshError, BaseLibp2pError) as error:
                         log.debug("directory dial to %s failed: %r", peer_id, error)
         self.shun(peer_id)
         raise SwarmException("no address of the peer answers")

@@ -116,7 +116,7 @@ class Libp2pTransport:
         with trio.move_on_after(timeout_s):
             try:
                 return Frames(await self._host.application_stream(peer, protocol), node)  # type: ignore[arg-type]
-            except BaseLibp2pError as error:
+            except Exception as error:
                 raise Unreachable(f"{node} opened no stream for {protocol}") from error
         raise Unreachable(f"{node} opened no stream for {protocol} within {timeout_s:g} s")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 import trio
@@ -12,12 +13,13 @@ import varint
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.network.stream.net_stream import NetStream
 
+from meshd.core.errors import Unreachable
 from meshd.net.frames import Frames
 from meshd.net.mesh_net import MeshNet
 from meshd.net.mux import HEADER, Mux
 from meshd.wire import protocols
 from tests.helpers import until
-from tests.net.members import ECHO, member
+from tests.net.members import ECHO, id_of, member
 
 Attack = Callable[[MeshNet, MeshNet], Awaitable[None]]
 
@@ -170,3 +172,45 @@ async def test_nothing_reaches_stderr_or_the_root_logger(capfd: pytest.CaptureFi
         for what in ("tcp: random", "noise: random", "kad: garbage", "stream: bad utf-8 hello"):
             await ATTACKS[what](attacker, target)
     assert capfd.readouterr().err == ""
+
+
+ANSWERS = {
+    "nothing": b"",
+    "random": os.urandom(4096),
+    "bad utf-8 hello": delimited(b"\xff\xfe\xfd\n"),
+    "bad utf-8 protocol": HELLO + delimited(b"\xff\xfe\xfd\n"),
+    "endless length": b"\xff" * 64,
+    "noise of zeros": HELLO + NOISE + b"\x00\x60" + bytes(96),
+}
+
+
+@pytest.mark.parametrize("what", ANSWERS)
+async def test_dialling_garbage_is_unreachable(what: str) -> None:
+    async def answer(socket: trio.SocketStream) -> None:
+        try:
+            await socket.send_all(ANSWERS[what])
+            await socket.send_eof()
+        except trio.BrokenResourceError:
+            return
+
+    async with member(1) as net, trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, answer, 0, host="127.0.0.1"))
+        address = f"/ip4/127.0.0.1/tcp/{listener.socket.getsockname()[1]}"
+        with pytest.raises(Unreachable), trio.fail_after(7):
+            await net.transport.dial(None, (address,), 3)
+        with pytest.raises(Unreachable), trio.fail_after(7):
+            await net.transport.dial(id_of(2), (address,), 3)
+        nursery.cancel_scope.cancel()
+
+
+async def test_opening_a_stream_to_garbage_is_unreachable() -> None:
+    async def answer(stream: NetStream) -> None:
+        await stream.write(HELLO + delimited(b"\xff\xfe\xfd\n"))
+
+    async with member(1) as net, member(2) as other:
+        other.transport._swarm.set_stream_handler(answer)  # type: ignore[arg-type]
+        node = await net.transport.dial(None, other.transport.addresses(), 5)
+        with pytest.raises(Unreachable):
+            await net.transport.open_stream(node, ECHO, 2)
+        await net.directory.refresh()
+        assert await net.directory.lookup(id_of(2)) is None
