@@ -80,71 +80,86 @@ class Node:
     """One node's parts, connected. Everything is built here and nowhere else."""
 
     def __init__(self, ground: Ground, stores: DiskStores, net: MeshNet, pool: EnginePool, guest: Guest) -> None:
-        config, key, root = ground.config, ground.identity.key, ground.identity.membership.org.root_key
         self.ground, self.net, self.pool, self.guest, self.stores = ground, net, pool, guest, stores
         self.probe = MachineProbe()
         self.cpu_threads = self.probe.machine().cpu_threads
         self.view = PlacementView()
         self.models = Models(stores.models, pool, lambda: limits_of(guest.share, self.cpu_threads))
         self.receipts = ReceiptKeeper(stores.ledger)
-        self.worker = Worker(
-            key,
-            config.engine.slots,
-            pool,
+        self.worker = self._worker()
+        self.advertiser = self._advertiser()
+        self.presence = Presence(
+            ground.identity.key, lambda: ground.proof, lambda: ground.certificate, self.advertiser, self.view
+        )
+        self.neighbours = self._neighbours()
+        self.dialler = self._dialler()
+        self.streams = TaskStreams(net.transport, self.worker.serve_local)
+        self.submitter = self._submitter()
+        self.enrolment = self._enrolment()
+        self.service = MeshService(self._parts())
+
+    def _worker(self) -> Worker:
+        return Worker(
+            self.ground.identity.key,
+            self.ground.config.engine.slots,
+            self.pool,
             self.models,
             self._host,
             self.receipts,
-            lambda: ground.certificate.serial,
+            lambda: self.ground.certificate.serial,
             self._name_of,
             time.time,
             self._changed,
         )
-        me = Self(
-            key.node, ground.certificate.name, ground.boot, SOFTWARE, config.engine.context_tokens, config.engine.slots
-        )
-        self.advertiser = Advertiser(
-            me, guest, pool, self.probe, lambda: self.worker.running, time.time, self.addresses
-        )
-        self.presence = Presence(key, lambda: ground.proof, lambda: ground.certificate, self.advertiser, self.view)
-        self.neighbours = Neighbours(
-            net.transport,
-            net.directory,
-            AdJudge(root, time.time),
+
+    def _advertiser(self) -> Advertiser:
+        engine, certificate = self.ground.config.engine, self.ground.certificate
+        me = Self(certificate.node, certificate.name, self.ground.boot, SOFTWARE, engine.context_tokens, engine.slots)
+        return Advertiser(me, self.guest, self.pool, self.probe, lambda: self.worker.running, time.time, self.addresses)
+
+    def _neighbours(self) -> Neighbours:
+        return Neighbours(
+            self.net.transport,
+            self.net.directory,
+            AdJudge(self.ground.identity.membership.org.root_key, time.time),
             self.view,
             self.presence.sealed_ad,
-            _rhythm(config),
+            _rhythm(self.ground.config),
             time.time,
             SOFTWARE,
             os.urandom,
-            config.network.max_peers,
+            self.ground.config.network.max_peers,
         )
-        self.dialler = Dialler(
-            net.transport,
-            net.directory,
-            stores.peers,
-            ground.identity.membership.bootstrap,
+
+    def _dialler(self) -> Dialler:
+        network = self.ground.config.network
+        return Dialler(
+            self.net.transport,
+            self.net.directory,
+            self.stores.peers,
+            self.ground.identity.membership.bootstrap,
             self.neighbours.addresses,
             self.neighbours.dial_failed,
-            max_neighbours=config.network.max_neighbours,
-            timeout_s=config.network.dial_timeout_s,
+            max_neighbours=network.max_neighbours,
+            timeout_s=network.dial_timeout_s,
         )
-        self.streams = TaskStreams(net.transport, self.worker.serve_local)
-        self.submitter = Submitter(
-            key,
+
+    def _submitter(self) -> Submitter:
+        jobs = self.ground.config.jobs
+        return Submitter(
+            self.ground.identity.key,
             self.view,
             self.streams,
             self.dialler,
             self.receipts,
             self._name_of,
             time.time,
-            patience_s=config.jobs.patience_s,
-            max_running=config.jobs.max_running,
-            history=config.jobs.history,
-            dial_timeout_s=config.network.dial_timeout_s,
+            patience_s=jobs.patience_s,
+            max_running=jobs.max_running,
+            history=jobs.history,
+            dial_timeout_s=self.ground.config.network.dial_timeout_s,
             random=os.urandom,
         )
-        self.enrolment = self._enrolment()
-        self.service = MeshService(self._parts())
 
     def addresses(self) -> tuple[str, ...]:
         """Where others reach this node."""

@@ -1,12 +1,14 @@
 """The top door: what a part of the daemon raises unexpectedly ends that part, not the daemon.
 
-A part may stop in three ways. A `Fatal` part takes the daemon down with it: without it nothing works, and saying so
-beats limping. Any other part is started again, a little later each time, so that a fault that stays costs little.
+Parts without which nothing works (worker, submitter, neighbours, the API) are not run through it: their fault ends the
+daemon, and saying so beats limping. The others are started again, a little later each time, so that a fault that
+stays costs little.
 """
 
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -27,8 +29,10 @@ async def keep_running(name: str, part: Callable[[], Awaitable[None]]) -> None:
         try:
             await part()
             return
-        except Exception:
-            log.exception("%s failed; starting it again in %.1f s", name, pause_s)
+        except Exception as error:  # noqa: BLE001 - the top door: one part's fault must not end the daemon
+            what = "".join(traceback.format_exception(error))
+            log.error("%s failed; starting it again in %.1f s
+%s", name, pause_s, what)
         if trio.current_time() - began_s > STEADY_S:
             pause_s = FIRST_PAUSE_S
         await trio.sleep(pause_s)
