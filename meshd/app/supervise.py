@@ -31,8 +31,7 @@ async def keep_running(name: str, part: Callable[[], Awaitable[None]]) -> None:
             return
         except Exception as error:  # noqa: BLE001 - the top door: one part's fault must not end the daemon
             what = "".join(traceback.format_exception(error))
-            log.error("%s failed; starting it again in %.1f s
-%s", name, pause_s, what)
+            log.error("%s failed; starting it again in %.1f s\n%s", name, pause_s, what)
         if trio.current_time() - began_s > STEADY_S:
             pause_s = FIRST_PAUSE_S
         await trio.sleep(pause_s)
