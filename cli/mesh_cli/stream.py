@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 from mesh_cli.exits import Exit
 from mesh_cli.failure import Failure
@@ -35,7 +36,7 @@ class Outcome:
     finish: str = ""
     usage: dict[str, Any] = field(default_factory=dict)
     mesh: dict[str, Any] = field(default_factory=dict)
-    reroutes: list[str] = field(default_factory=list)
+    reroutes: list[dict[str, str]] = field(default_factory=list)
 
 
 def pieces(lines: Iterable[str], outcome: Outcome) -> Iterator[Piece | Notice]:
@@ -54,8 +55,17 @@ def pieces(lines: Iterable[str], outcome: Outcome) -> Iterator[Piece | Notice]:
 
 def _comment(text: str, outcome: Outcome) -> Iterator[Notice]:
     if text.startswith(REROUTE):
-        outcome.reroutes.append(text)
-        yield Notice(text)
+        fields = dict(part.partition("=")[::2] for part in text.removeprefix(REROUTE).split())
+        fields = {name: unquote(value) for name, value in fields.items()}
+        outcome.reroutes.append(fields)
+        yield Notice(_told(fields))
+
+
+def _told(fields: dict[str, str]) -> str:
+    worker, token, reason = fields.get("worker", "elsewhere"), fields.get("at_token"), fields.get("reason")
+    at = f" from token {token}" if token else ""
+    why = f" ({reason.replace('_', ' ')})" if reason else ""
+    return f"goes on at {worker}{at}{why}"
 
 
 def _chunk(data: str, outcome: Outcome) -> Iterator[Piece]:

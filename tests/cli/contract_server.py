@@ -24,9 +24,9 @@ def chunk(text: str | None = None, **more: Any) -> str:
 
 
 GOOD_STREAM = (
-    ": keep-alive",
+    ": mesh waiting",
     chunk("The Rhine, "),
-    ": mesh rerouted attempt=2 worker=ceres at_token=34 reason=lost",
+    ": mesh rerouted attempt=2 worker=ceres%20two at_token=34 reason=lost%1B",
     chunk("the Elbe."),
     chunk(None, finish="stop"),
     "data: " + json.dumps({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}}),

@@ -153,3 +153,10 @@ def test_doctor_on_a_broken_home(fake: Fake) -> None:
     result = fake.mesh("doctor")
     assert result.exit_code == Exit.UNHEALTHY
     assert "hint: chmod 600 key" in result.stdout
+
+
+def test_an_invite_of_garbage_reaches_the_program_as_text(fake: Fake, tmp_path: Path) -> None:
+    (tmp_path / "invite").write_bytes(b"\xff\x00\xfe" * 100)
+    fake.answer("join", returns=1, code="invite_invalid", message="not an invite")
+    assert fake.mesh("join", "--file", str(tmp_path / "invite")).exit_code == Exit.REFUSED
+    assert fake.mesh("join", stdin=" \n").exit_code == Exit.REFUSED

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from mesh_cli.checks import Check
 from mesh_cli.render.doctor import check_list
+from mesh_cli.render.grid import fit
 from mesh_cli.render.jobs import job_detail, job_table
 from mesh_cli.render.models import model_table
 from mesh_cli.render.nodes import node_table
@@ -191,3 +192,10 @@ def test_age(seconds: float | None, expected: str) -> None:
 
 def test_size() -> None:
     assert [size(None), size(384 * 2**20), size(4 * 2**30), size(512 * 2**30)] == ["-", "384 MiB", "4.0 GiB", "512 GiB"]
+
+
+def test_the_widest_column_gives_way_first() -> None:
+    assert fit([10, 20, 5], wide=(1,), room=30) == [10, 15, 5]
+    assert fit([10, 20, 12], wide=(1, 2), room=30) == [10, 10, 10]
+    assert fit([10, 20, 5], wide=(1,), room=20) == [8, 8, 4]
+    assert fit([3, 4], wide=(), room=80) == [3, 4]

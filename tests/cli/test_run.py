@@ -16,7 +16,7 @@ def test_the_answer_goes_to_stdout_and_the_reroute_to_stderr(mesh: Mesh, daemon:
     result = mesh("run", "Three rivers?")
     assert result.exit_code == Exit.OK
     assert result.stdout == "The Rhine, the Elbe.\n"
-    assert result.stderr == "[mesh rerouted attempt=2 worker=ceres at_token=34 reason=lost]\n"
+    assert result.stderr == "[goes on at ceres two from token 34 (lost )]\n"
     assert daemon.asked[-1] == (
         "POST",
         CHAT,
@@ -62,7 +62,7 @@ def test_json_is_one_object(mesh: Mesh) -> None:
     assert answer["finish"] == "stop"
     assert answer["usage"]["completion_tokens"] == 7
     assert answer["job"] == "job_" + "7a" * 16
-    assert len(answer["reroutes"]) == 1
+    assert answer["reroutes"] == [{"attempt": "2", "worker": "ceres two", "at_token": "34", "reason": "lost\x1b"}]
 
 
 def test_an_error_in_the_stream_is_one_line_and_its_status(mesh: Mesh, daemon: Daemon) -> None:

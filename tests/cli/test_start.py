@@ -95,3 +95,8 @@ def test_no_verb_shows_the_help() -> None:
     result = CliRunner().invoke(cli, [])
     assert result.exit_code == Exit.USAGE
     assert "Exit codes:" in result.output
+
+
+def test_help_as_people_type_it() -> None:
+    assert CliRunner().invoke(cli, ["help", "run"]).output == CliRunner().invoke(cli, ["run", "--help"]).output
+    assert CliRunner().invoke(cli, ["help"]).exit_code == Exit.OK

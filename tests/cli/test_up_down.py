@@ -144,3 +144,9 @@ def test_a_bug_is_one_line_and_never_a_traceback(box: Box, home: Path, daemon: D
     assert status == Exit.UNEXPECTED
     assert err.startswith("mesh: unexpected KeyError")
     assert len(err.splitlines()) == 2
+
+
+def test_up_heals_a_torn_daemon_json(box: Box) -> None:
+    (box.home / "daemon.json").write_text('{"pid": 12')
+    assert box.mesh("up")[0] == Exit.OK
+    assert box.mesh("down")[0] == Exit.OK

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from mesh_cli.render.text import age, ago, clean, dim, grid, heading, short_job, styled
+from mesh_cli.render.grid import Grid, grid
+from mesh_cli.render.text import age, ago, clean, dim, heading, short_job, styled
 
 
 def running(job: Mapping[str, Any]) -> bool:
@@ -29,7 +29,7 @@ def took(job: Mapping[str, Any], now: float) -> str:
     return f"{seconds:.1f}s" if seconds < 60 else age(seconds)
 
 
-def job_rows(jobs: Sequence[Mapping[str, Any]], *, now: float) -> Table:
+def job_rows(jobs: Sequence[Mapping[str, Any]], *, now: float) -> Grid:
     """A line a job."""
     table = grid("JOB", "STATE", "MODEL", "WHERE", "TOKENS", "TOOK", "AGE", right=(4, 5, 6), wide=(2, 3))
     for j in jobs:
@@ -70,7 +70,7 @@ def job_detail(job: Mapping[str, Any], *, now: float) -> RenderableType:
     return Group(*parts)
 
 
-def _attempts(job: Mapping[str, Any]) -> Table:
+def _attempts(job: Mapping[str, Any]) -> Grid:
     table = grid("#", "WORKER", "TOKENS", "GAP", "OUTCOME", right=(0, 2, 3), wide=(1, 4))
     for a in job["attempts"]:
         gap = "-" if a["gap_ms"] is None else f"{a['gap_ms']:.0f} ms"

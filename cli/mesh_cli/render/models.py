@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from mesh_cli.render.text import clean, dim, grid, rate, thousands
+from mesh_cli.render.grid import Grid, grid
+from mesh_cli.render.text import clean, dim, rate, thousands
 
 SHOWN_PLACES = 3
 
@@ -37,7 +37,7 @@ def model_added(model: Mapping[str, Any]) -> Text:
     return text.append(f"  context {thousands(model['context_tokens'])}, digest {clean(model['digest'])[:12]}", "dim")
 
 
-def rate_table(status: Mapping[str, Any]) -> Table:
+def rate_table(status: Mapping[str, Any]) -> Grid:
     """Every model in reach, where it is, and the best measured rates (prefill, generation)."""
     table = grid("MODEL", "CONTEXT", "PREFILL", "TOK/S", "WHERE", right=(1, 2, 3), wide=(0, 4))
     for (name, _digest), offers in sorted(_offers(status).items()):

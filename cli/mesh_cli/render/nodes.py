@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from mesh_cli.render.text import age, clean, dim, grid, plural, styled
+from mesh_cli.render.grid import Grid, grid
+from mesh_cli.render.text import age, clean, dim, plural, styled
 
 _ORDER = {"self": 0, "alive": 1, "suspect": 2}
 
@@ -40,7 +40,7 @@ def model_names(node: Mapping[str, Any]) -> str:
     return ", ".join(clean(m["name"]) for m in node["models"]) or "-"
 
 
-def peer_table(nodes: Sequence[Mapping[str, Any]]) -> Table:
+def peer_table(nodes: Sequence[Mapping[str, Any]]) -> Grid:
     """A short line a peer: name, liveness, last seen, state and why, models."""
     table = grid("NAME", "LIVE", "SEEN", "STATE", "MODELS", right=(2,), wide=(3, 4))
     for n in nodes:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from mesh_cli.render.text import age, clean, dim, grid
+from mesh_cli.render.text import age, clean, dim
 
 
 def org_card(org: Mapping[str, Any], *, now: float) -> RenderableType:
@@ -23,10 +23,9 @@ def org_card(org: Mapping[str, Any], *, now: float) -> RenderableType:
         "clearance": clean(org["clearance"]),
         "roles": ", ".join(clean(r) for r in org["roles"]) or "-",
     }
-    table = grid("", "")
-    for key, value in rows.items():
-        table.add_row(dim(key), Text(value, overflow="fold", no_wrap=False))
-    return Group(Text(clean(org["name"]), style="bold"), table)
+    # No table: a root key is compared by eye, so it is never cut short.
+    lines = [dim(f"  {key:<11}  ").append(value, style="not dim") for key, value in rows.items()]
+    return Group(Text(clean(org["name"]), style="bold"), *lines)
 
 
 def enrolled(answer: Mapping[str, Any], word: str) -> Text:

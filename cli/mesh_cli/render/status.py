@@ -9,11 +9,12 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from mesh_cli.render.grid import grid
 from mesh_cli.render.jobs import job_rows, running
 from mesh_cli.render.models import rate_table
 from mesh_cli.render.nodes import by_liveness, peer_table, why
 from mesh_cli.render.share import share_line
-from mesh_cli.render.text import age, clean, dim, grid, heading, plural, size, styled
+from mesh_cli.render.text import age, clean, dim, heading, plural, size, styled
 
 SHOWN_PEERS = 8
 SHOWN_JOBS = 5
@@ -80,7 +81,7 @@ def _jobs(view: Mapping[str, Any], now: float) -> list[RenderableType]:
 
 def _models(view: Mapping[str, Any]) -> list[RenderableType]:
     table = rate_table(view)
-    return [heading("Models"), table] if table.row_count else [heading("Models", "none: mesh model add FILE")]
+    return [heading("Models"), table] if table.rows else [heading("Models", "none: mesh model add FILE")]
 
 
 def _engines(view: Mapping[str, Any]) -> list[RenderableType]:

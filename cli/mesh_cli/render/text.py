@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 
 from rich.console import Console, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 _STYLE = {
@@ -112,22 +111,6 @@ def plural(count: int, word: str) -> str:
 def short_job(job: str) -> str:
     """Enough of a job id to find it again with mesh jobs."""
     return clean(job)[:12]
-
-
-def grid(*headers: str, right: tuple[int, ...] = (), wide: tuple[int, ...] = ()) -> Table:
-    """A calm table: no lines, dim headers, indented by two, columns ellipsised to fit; ``right`` aligned columns by
-    number; ``wide`` ones give way first, all others keep their width while they can."""
-    table = Table(box=None, show_header=any(headers), header_style="dim", pad_edge=True, padding=(0, 0, 0, 2))
-    for number, header in enumerate(headers):
-        table.add_column(
-            header,
-            justify="right" if number in right else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            ratio=None,
-            min_width=None if number in wide else min(len(header), 8) or None,
-        )
-    return table
 
 
 def heading(title: str, note: str = "") -> Text:
