@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -24,6 +25,9 @@ from meshd.net.transport import Libp2pTransport
 
 # The library logs warnings of its own dealings with strangers; without a handler they would go to stderr.
 logging.getLogger("libp2p").addHandler(logging.NullHandler())
+
+
+INTERFACES_FRESH_S = 5.0
 
 
 class MeshNet:
@@ -52,6 +56,24 @@ async def open_mesh_net(config: NetConfig, gate: Gate, judge: AdJudge) -> AsyncI
                     await swarm.close()
 
 
+class OwnAddresses:
+    """Where this node listens, wildcards expanded: asked with every message of the directory, so remembered a
+    little while, and asked again for machines that move."""
+
+    def __init__(self, bound: list[tuple[str, int]]) -> None:
+        self._bound = bound
+        self._known: tuple[str, ...] = ()
+        self._fresh_until = 0.0
+
+    def __call__(self) -> tuple[str, ...]:
+        """Multiaddrs without the peer id."""
+        if time.monotonic() >= self._fresh_until:
+            found = (Endpoint(host, port).multiaddr() for wildcard, port in self._bound for host in expand(wildcard))
+            self._known = tuple(dict.fromkeys(found))
+            self._fresh_until = time.monotonic() + INTERFACES_FRESH_S
+        return self._known
+
+
 def _build(
     listeners: list[trio.SocketListener], config: NetConfig, gate: Gate, judge: AdJudge
 ) -> tuple[MeshSwarm, MeshNet]:
@@ -59,12 +81,7 @@ def _build(
     me = ID.from_pubkey(keys.public_key)
     book = AddressBook()
     book.add_key_pair(me, keys)
-    bound = [listener.socket.getsockname()[:2] for listener in listeners]
-
-    def addresses() -> tuple[str, ...]:
-        found = (Endpoint(host, port).multiaddr() for wildcard, port in bound for host in expand(wildcard))
-        return tuple(dict.fromkeys(found))
-
+    addresses = OwnAddresses([listener.socket.getsockname()[:2] for listener in listeners])
     noise = MemberNoise(keys, gate, config.handshake_timeout_s)
     swarm = MeshSwarm(me, book, Upgrader(noise, config.write_deadline_s), config)
     host = MeshHost(swarm, addresses, config.directory_timeout_s)
