@@ -197,5 +197,5 @@ def test_size() -> None:
 def test_the_widest_column_gives_way_first() -> None:
     assert fit([10, 20, 5], wide=(1,), room=30) == [10, 15, 5]
     assert fit([10, 20, 12], wide=(1, 2), room=30) == [10, 10, 10]
-    assert fit([10, 20, 5], wide=(1,), room=20) == [8, 8, 4]
+    assert fit([10, 20, 5], wide=(1,), room=20) == [7, 8, 5]
     assert fit([3, 4], wide=(), room=80) == [3, 4]
