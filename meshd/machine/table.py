@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from functools import cache
 from typing import Any, Final
 
 from meshd.core.generation import Token
@@ -87,15 +88,21 @@ class Story:
 def describe(thing: object) -> str:
     """A short line about an event or effect: its name and its small fields. Never prompt or answer text."""
     parts = []
-    for f in fields(thing):  # type: ignore[arg-type]
-        value = getattr(thing, f.name)
-        if f.name in _BULKY or value is None or value == () or value == "":
+    kind: Any = type(thing)
+    for name in _small_fields(kind):
+        value = getattr(thing, name)
+        if value is None or value == () or value == "":
             continue
-        if f.name == "tokens" and isinstance(value, tuple):
+        if name == "tokens" and isinstance(value, tuple):
             parts.append("tokens")
         else:
-            parts.append(f"{f.name}={_short(value)}")
+            parts.append(f"{name}={_short(value)}")
     return type(thing).__name__ + (f"({', '.join(parts)})" if parts else "")
+
+
+@cache
+def _small_fields(cls: type) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(cls) if f.name not in _BULKY)
 
 
 def _short(value: object) -> str:

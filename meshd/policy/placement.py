@@ -57,6 +57,7 @@ class PlacementView:
     def __init__(self, bans: Bans | None = None) -> None:
         self.bans = bans or Bans()
         self._candidates: dict[NodeId, Candidate] = {}
+        self._places: dict[NodeId, list[tuple[str, _GroupKey]]] = {}
         self._index: dict[str, dict[_GroupKey, list[_Entry]]] = {}
 
     def __len__(self) -> int:
@@ -73,15 +74,16 @@ class PlacementView:
         """Add the candidate, or replace what was known of that node."""
         self.remove(candidate.node)
         self._candidates[candidate.node] = candidate
+        places = self._places[candidate.node] = []
         for model, key, entry in _entries(candidate):
             insort(self._index.setdefault(model, {}).setdefault(key, []), entry, key=_node_of)
+            places.append((model, key))
 
     def remove(self, node: NodeId) -> None:
         """Forget the node. Idempotent."""
-        candidate = self._candidates.pop(node, None)
-        if candidate is None:
+        if self._candidates.pop(node, None) is None:
             return
-        for model, key, _ in _entries(candidate):
+        for model, key in self._places.pop(node):
             group = self._index[model][key]
             at = bisect_left(group, node, key=_node_of)
             del group[at]
