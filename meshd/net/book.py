@@ -41,7 +41,8 @@ class AddressBook(PeerStore):
         self._addresses.move_to_end(peer_id)
         while len(self._addresses) > MAX_PEERS:
             forgotten, _ = self._addresses.popitem(last=False)
-            self.clear_peerdata(forgotten)
+            self.peer_data_map.pop(forgotten, None)
+            self.peer_record_map.pop(forgotten, None)
 
     def add_addrs(self, peer_id: ID, addrs: Sequence[Multiaddr], ttl: int = 0) -> None:
         """The library's way in."""

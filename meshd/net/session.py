@@ -3,7 +3,7 @@
 Deviation from the library's secure session, for two reasons. It reads the socket in large pieces and decrypts every
 whole message in them (the library makes two system calls a message). And sealing is split from sending: the Noise
 nonce advances only in `seal`, which does not await, so no cancellation can leave a sealed message half sent. It may
-go when the library's own session has both properties (``test_traps.py`` cancels writes, reads and openings).
+go when the library's own session has both properties (``test_cancellation.py``).
 """
 
 from __future__ import annotations

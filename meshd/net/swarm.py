@@ -5,7 +5,8 @@ Deviations, each with its reason; each may go when the named test passes without
   accepts 250 connections in its life (``test_many_inbound_connections``). Half-open handshakes are bounded, and the
   oldest makes room for the newest, so that a flood delays nobody (``test_half_open_flood``).
 - `dial_peer`: the library waits 250 ms in every dial, hides loopback addresses behind public ones, tries at most two,
-  and shuns a peer for 60 s after one failure (``test_dial_is_quick``, ``test_restart_on_the_same_port``).
+  and shuns a peer for 60 s after one failure (``test_dial_is_quick_and_keeps_a_live_connection``,
+  ``test_restart_on_the_same_port``).
 - `NoAutoConnector`: nobody is dialled unasked (``test_nobody_is_dialled_unasked``).
 - `set_stream_handler`: the library ends the whole host on an exception of any stream handler, and on bad UTF-8 in a
   protocol header (``test_garbage``).

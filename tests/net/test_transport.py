@@ -258,8 +258,7 @@ async def test_connections_are_bounded() -> None:
         assert a.transport.connected() == (b.transport.node,)
 
 
-async def test_addresses_do_not_expire() -> None:
-    """The library forgets them 120 s after connecting."""
+async def test_a_dialled_address_is_remembered() -> None:
     async with member(1) as a, member(2) as b:
         await connect(a, b)
         assert a.directory.addresses_of(b.transport.node) == b.transport.addresses()
