@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import platform
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -26,6 +28,11 @@ PIPE_WIDTH = 120
 def home_of(context: click.Context) -> Home:
     """The home that the options and the environment name."""
     return locate(state_of(context).home)
+
+
+def host_name() -> str:
+    """This machine's host name as a node name: letters, digits, ``. _ -``."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", platform.node().partition(".")[0])[:63].strip("-") or "node"
 
 
 def connect(context: click.Context) -> Api:

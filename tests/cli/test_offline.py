@@ -46,7 +46,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
 def test_org_init_passes_the_passphrase_by_stdin(fake: Fake, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("correct horse\nsecond line\n")
-    fake.answer("org-init", org="acme", name="atlas", site="berlin", region="eu/de", clearance="restricted")
+    fake.answer("org-init", name="acme", node_name="atlas", site="berlin", region="eu/de", clearance="restricted")
     words = ("org", "init", "acme", "--node-name", "atlas", "--site", "berlin", "--region", "eu/de")
     result = fake.mesh(*words, "--passphrase-file", str(secret))
     assert result.stdout == "created acme as atlas (berlin, eu/de, up to restricted)\nnext: mesh up\n"
@@ -76,7 +76,7 @@ def test_an_empty_passphrase_is_refused(fake: Fake, tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", ["pipe", "dash", "file"])
 def test_join_reads_the_invite_from_everywhere_but_arguments(fake: Fake, tmp_path: Path, how: str) -> None:
     (tmp_path / "invite").write_text("mesh1-secret\n")
-    fake.answer("join", org="acme", name="boreas")
+    fake.answer("join", name="acme", node_name="boreas")
     words = {"pipe": (), "dash": ("-",), "file": ("--file", str(tmp_path / "invite"))}[how]
     result = fake.mesh("join", *words, "--name", "boreas", stdin="mesh1-\nsecret\n")
     assert result.exit_code == Exit.OK
@@ -160,3 +160,21 @@ def test_an_invite_of_garbage_reaches_the_program_as_text(fake: Fake, tmp_path: 
     fake.answer("join", returns=1, code="invite_invalid", message="not an invite")
     assert fake.mesh("join", "--file", str(tmp_path / "invite")).exit_code == Exit.REFUSED
     assert fake.mesh("join", stdin=" \n").exit_code == Exit.REFUSED
+
+
+def test_the_real_program_founds_an_organisation_and_shows_it(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("correct horse battery staple\n")
+    env = {"MESH_HOME": str(tmp_path / "real"), "COLUMNS": "80"}
+
+    def mesh(*arguments: str) -> Result:
+        return CliRunner(env=env).invoke(cli, list(arguments))
+
+    words = ("org", "init", "acme", "--node-name", "atlas", "--region", "eu/de", "--passphrase-file")
+    made = mesh(*words, str(tmp_path / "secret"))
+    assert made.output == "created acme as atlas (main, eu/de, up to restricted)\nnext: mesh up\n"
+    assert mesh(*words, str(tmp_path / "secret")).exit_code == Exit.ALREADY_DONE
+    shown = mesh("org", "show").output
+    assert shown.startswith("acme\n  root key     ")
+    assert "issuer       yes" in shown
+    assert mesh("token", "show").exit_code == Exit.OK
+    assert mesh("status").exit_code == Exit.NOT_RUNNING

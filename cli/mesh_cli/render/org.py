@@ -30,7 +30,7 @@ def org_card(org: Mapping[str, Any], *, now: float) -> RenderableType:
 
 def enrolled(answer: Mapping[str, Any], word: str) -> Text:
     """After org init and join: who this machine is now, and what comes next."""
-    org, name = clean(answer.get("org") or "the organisation"), answer.get("name") or answer.get("node_name")
+    org, name = clean(answer.get("name") or "the organisation"), answer.get("node_name")
     text = Text(f"{word} ").append(org, style="bold")
     if name:
         text.append(" as ").append(clean(name), style="bold")

@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 import click
 
-from mesh_cli.common import emit_json, home_of, show
+from mesh_cli.common import emit_json, home_of, host_name, show
 from mesh_cli.failure import Failure
 from mesh_cli.group import Verb, json_option
 from mesh_cli.program import offline
@@ -40,8 +40,7 @@ def command(context: click.Context, source: str | None, file: BinaryIO | None, n
             "an invite is a secret, and arguments are visible to everyone on this machine",
             hint="type mesh join and paste it when asked, or: mesh join --file invite.txt",
         )
-    options = ("--name", name) if name else ()
-    answer = offline(home_of(context), "join", *options, stdin=_invite(file) + "\n")
+    answer = offline(home_of(context), "join", "--name", name or host_name(), stdin=_invite(file) + "\n")
     if as_json:
         emit_json(answer)
     else:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import platform
-import re
 import sys
 import time
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 
 import click
 
-from mesh_cli.common import connect, emit, emit_json, home_of, show
+from mesh_cli.common import connect, emit, emit_json, home_of, host_name, show
 from mesh_cli.failure import Failure
 from mesh_cli.group import Group, Verb, json_option
 from mesh_cli.program import offline
@@ -78,7 +76,7 @@ def init(
     else:
         from mesh_cli.render.org import enrolled
 
-        show(enrolled({"org": name, **answer}, "created"))
+        show(enrolled({"name": name, **answer}, "created"))
 
 
 @command.command("show", cls=Verb, examples=[("mesh org show", "works with and without a daemon")])
@@ -102,12 +100,8 @@ def _org(context: click.Context) -> dict[str, Any]:
             raise
     answer = offline(home_of(context), "org-show")
     org = answer.get("org", answer)
-    return {key: value for key, value in org.items() if key != "ok"}
-
-
-def host_name() -> str:
-    """This machine's host name as a node name: letters, digits, ``. _ -``."""
-    return re.sub(r"[^A-Za-z0-9._-]", "-", platform.node().partition(".")[0])[:63].strip("-") or "node"
+    # The certificate alone says less than a running daemon; whether it may issue is one of its roles.
+    return {"issuer": "issuer" in org.get("roles", ()), **{key: value for key, value in org.items() if key != "ok"}}
 
 
 def _passphrase(file: Path | None) -> str:
