@@ -175,6 +175,7 @@ def test_the_real_program_founds_an_organisation_and_shows_it(tmp_path: Path) ->
     assert mesh(*words, str(tmp_path / "secret")).exit_code == Exit.ALREADY_DONE
     shown = mesh("org", "show").output
     assert shown.startswith("acme\n  root key     ")
-    assert "issuer       yes" in shown
+    assert "\n  region       eu/de\n" in shown
+    assert "issuer" not in shown
     assert mesh("token", "show").exit_code == Exit.OK
     assert mesh("status").exit_code == Exit.NOT_RUNNING

@@ -16,7 +16,8 @@ def org_card(org: Mapping[str, Any], *, now: float) -> RenderableType:
     left_s = float(org["certificate_not_after"]) - now
     rows = {
         "root key": clean(org["root_key"]),
-        "issuer": "yes, mesh invite works here" if org["issuer"] else "no",
+        # Only a running daemon says whether it may issue.
+        **({"issuer": "yes, mesh invite works here" if org["issuer"] else "no"} if "issuer" in org else {}),
         "certificate": f"serial {org['certificate_serial']}, " + (f"{age(left_s)} left" if left_s > 0 else "EXPIRED"),
         "site": clean(org["site"]),
         "region": clean(org["region"]),

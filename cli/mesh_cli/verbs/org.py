@@ -100,8 +100,7 @@ def _org(context: click.Context) -> dict[str, Any]:
             raise
     answer = offline(home_of(context), "org-show")
     org = answer.get("org", answer)
-    # The certificate alone says less than a running daemon; whether it may issue is one of its roles.
-    return {"issuer": "issuer" in org.get("roles", ()), **{key: value for key, value in org.items() if key != "ok"}}
+    return {key: value for key, value in org.items() if key != "ok"}
 
 
 def _passphrase(file: Path | None) -> str:
