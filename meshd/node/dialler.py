@@ -1,4 +1,6 @@
-"""Keeps neighbours: dials members that are known and not connected, and the bootstrap while there are none.
+"""Keeps neighbours: dials members that are known or remembered and not connected, and the bootstrap while there are
+none. Remembered members are dialled though others are connected: two halves of a mesh that lost each other for longer
+than an ad lives would never meet again otherwise.
 
 Never on a request's path but for `reach`, which a submitter uses for a worker that is not a neighbour.
 """
@@ -62,6 +64,7 @@ class Dialler:
         self._retries: dict[object, _Retry] = {}
         self._limit = trio.CapacityLimiter(MAX_DIALS)
         self._hints: dict[NodeId, tuple[str, ...]] = {}
+        self._remembered: dict[NodeId, tuple[str, ...]] = {}
         self._wake = trio.Event()
 
     def hint(self, node: NodeId, addresses: Sequence[str]) -> None:
@@ -90,6 +93,7 @@ class Dialler:
 
     async def run(self) -> None:
         """Dial in rounds until cancelled."""
+        self._remembered = dict((await self._book.recall())[: self._max_neighbours])
         while True:
             async with trio.open_nursery() as nursery:
                 for node, addresses in await self._round():
@@ -100,21 +104,36 @@ class Dialler:
 
     async def _round(self) -> list[tuple[NodeId | None, tuple[str, ...]]]:
         connected = set(self._transport.connected())
-        free = self._max_neighbours - len(connected)
-        members = [
-            (node, addresses)
-            for node, addresses in (*self._hints.items(), *self._known())
-            if node not in connected and node != self._transport.node and addresses and self._due(node)
-        ]
-        chosen: list[tuple[NodeId | None, tuple[str, ...]]] = [*members[: max(0, free)]]
-        if not connected:
-            chosen.extend(await self._strangers())
-        return chosen
+        await self._remember(connected)
+        bootstrap = () if connected else self._bootstrap
+        strangers: list[tuple[NodeId | None, tuple[str, ...]]] = [(None, (a,)) for a in bootstrap if self._due(a)]
+        return self._members(connected)[: max(0, self._max_neighbours - len(connected))] + strangers
 
-    async def _strangers(self) -> list[tuple[NodeId | None, tuple[str, ...]]]:
-        book = await self._book.recall()
-        first: list[tuple[NodeId | None, tuple[str, ...]]] = [(None, (a,)) for a in self._bootstrap if self._due(a)]
-        return first + [(n, a) for n, a in book[: self._max_neighbours] if n != self._transport.node and self._due(n)]
+    def _members(self, connected: set[NodeId]) -> list[tuple[NodeId | None, tuple[str, ...]]]:
+        """Who is not connected and due: by its own word first, then by what was known when it was last reached."""
+        found: dict[NodeId | None, tuple[str, ...]] = {}
+        for node, addresses in (*self._hints.items(), *self._known(), *self._remembered.items()):
+            if node not in connected and node != self._transport.node and addresses and self._due(node):
+                found.setdefault(node, addresses)
+        return list(found.items())
+
+    async def _remember(self, connected: set[NodeId]) -> None:
+        """Keep where those listen who dialled us: after a restart it is for us to find them."""
+        for node, addresses in self._known():
+            if node in connected and addresses and self._remembered.get(node) != addresses:
+                if node not in self._remembered and not self._make_room(connected):
+                    return
+                self._remembered[node] = addresses
+                await self._book.remember(node, addresses)
+
+    def _make_room(self, connected: set[NodeId]) -> bool:
+        """Forget the oldest that is not connected when the memory is full; whether there is room for another."""
+        if len(self._remembered) >= self._max_neighbours:
+            gone = next((n for n in self._remembered if n not in connected), None)
+            if gone is None:
+                return False
+            del self._remembered[gone]
+        return True
 
     def _due(self, key: object) -> bool:
         retry = self._retries.get(key)
