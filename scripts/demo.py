@@ -23,18 +23,30 @@ import openai
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
 from meshd.testing.cluster import Cluster, ClusterFailed, Node, View, running_worker, until
 from meshd.testing.model import MODEL_NAME, NoModel, expected_sha256, real_model
 
 ROOT = Path(__file__).resolve().parents[1]
-MESSAGES: Any = [{"role": "user", "content": "Tell me about the history of lighthouses."}]
+# The model is a base model, trained to go on and not to answer, so it is shown one answer first.
+MESSAGES: Any = [
+    {"role": "user", "content": "How is bread made?"},
+    {
+        "role": "assistant",
+        "content": "Bread is made from flour, water, salt and yeast. The baker mixes them into a dough and kneads it "
+        "until it is smooth and elastic. Then the dough rests in a warm place, where the yeast feeds on the sugars in "
+        "the flour and fills the dough with small bubbles of gas. After an hour or two it has doubled in size. The "
+        "baker folds it, shapes it into loaves, lets it rise once more, and bakes it in a hot oven until the crust is "
+        "golden brown. Good bread needs little more than patience, and people have made it in this way for thousands "
+        "of years.",
+    },
+    {"role": "user", "content": "How do bees make honey?"},
+]
 MAX_TOKENS = 160
-KILL_AFTER_TOKENS = 50
-BAR_COLUMNS = 56
-PATIENCE_S = 60.0
+KILL_AFTER_TOKENS = 28
+BAR_COLUMNS = 60
+PATIENCE_S = 120.0
 
 console = Console(highlight=False)
 
@@ -140,7 +152,7 @@ def build(cluster: Cluster, model: Path) -> Node:
     with step("[bold]laptop[/bold] found two workers in the mesh") as details:
         cluster.wait_to_meet()
         cluster.wait_for_workers(third, 2)
-        details.append("it shares nothing and has no model itself")
+        details.append("it has no model itself")
     return third
 
 
@@ -168,23 +180,28 @@ def claims(whole: Run, broken: Run, cut: Cut | None, job: View) -> list[tuple[bo
     ]
 
 
-def timeline(run: Run, cut: Cut, job: View) -> Table:
-    """Who answered when, drawn over the time that the app saw."""
+def timeline(run: Run, cut: Cut, job: View) -> None:
+    """Draw who answered when, over the time that the app saw."""
+    before_s = run.pieces[cut.pieces - 1][0]
     resumed_s = next((at for at, _ in run.pieces[cut.pieces :] if at > cut.at_s), run.seconds)
     scale = BAR_COLUMNS / max(run.seconds, 0.001)
     begin, end = round(cut.at_s * scale), round(resumed_s * scale)
     first, second = job["attempts"][0], job["attempts"][1]
-    table = Table(box=None, padding=(0, 1), show_header=False)
-    died = Text("█" * begin, style="cyan") + Text("✗", style="bold red")
-    pause = Text(" " * begin) + Text("░" * max(1, end - begin), style="dim")
+    width = max(len(first["worker_name"]), len(second["worker_name"])) + 1
+    died = Text("█" * begin, style="cyan") + Text("✗ SIGKILL", style="bold red")
+    pause = Text(" " * begin) + Text("░" * max(1, end - begin), style="yellow")
     went = pause + Text("█" * max(0, BAR_COLUMNS - end), style="green")
-    table.add_row(first["worker_name"], died, f"tokens 1 to {first['tokens']}, then {first['outcome']}")
-    table.add_row(second["worker_name"], went, f"tokens {first['tokens'] + 1} to {run.tokens}")
-    gap = f"[yellow]{(resumed_s - run.pieces[cut.pieces - 1][0]) * 1000:.0f} ms without text[/yellow]"
-    if second["gap_ms"] is not None:
-        gap += f", {second['gap_ms']:.0f} ms between tokens at the daemon"
-    table.add_row("", Text(f"0 s{'':{BAR_COLUMNS - 9}}{run.seconds:4.1f} s", style="dim"), gap)
-    return table
+    axis = f"{'0 s':<{BAR_COLUMNS - 6}}{run.seconds:4.1f} s"
+    console.print(Text(f"{first['worker_name']:<{width}}") + died)
+    console.print(Text(f"{second['worker_name']:<{width}}") + went)
+    console.print(Text(" " * width + axis, style="dim"))
+    outcome = first["outcome"].replace("_", " ")
+    console.print(f"[cyan]{first['worker_name']}[/cyan] gave tokens 1 to {first['tokens']}, then: {escape(outcome)}")
+    console.print(f"[green]{second['worker_name']}[/green] gave tokens {first['tokens'] + 1} to {run.tokens}")
+    at_daemon = f" ({second['gap_ms']:.0f} ms at the daemon)" if second["gap_ms"] is not None else ""
+    replay = f"in which {first['tokens']} tokens were replayed one by one, as exact mode does"
+    gap = (resumed_s - before_s) * 1000
+    console.print(f"[yellow]{gap:.0f} ms[/yellow] without text{at_daemon}, {replay}\n")
 
 
 def verdict(whole: Run, broken: Run, cut: Cut | None, job: View) -> bool:
@@ -198,23 +215,23 @@ def verdict(whole: Run, broken: Run, cut: Cut | None, job: View) -> bool:
 def story(cluster: Cluster, model: Path) -> bool:
     """The whole demonstration; whether everything was as claimed."""
     third = build(cluster, model)
-    console.rule("[bold]an undisturbed answer[/bold], exact mode, greedy", style="dim")
+    console.rule(f"[bold]{MESSAGES[-1]['content']}[/bold] An undisturbed answer, exact mode, greedy", style="dim")
     whole, _ = read(third, cluster, kill=False)
     console.print(f"[dim]{whole.tokens} tokens in {whole.seconds:.1f} s[/dim]")
-    console.rule("[bold]the same question, and its worker is killed[/bold]", style="dim")
+    console.rule("[bold]The same question, and its worker is killed[/bold]", style="dim")
     broken, cut = read(third, cluster, kill=True)
     job = next(view for view in third.jobs() if view["id"] == broken.job)
-    console.rule("what happened", style="dim")
+    console.rule("[bold]What happened[/bold]", style="dim")
     if cut is not None and len(job["attempts"]) >= 2:
-        console.print(timeline(broken, cut, job))
+        timeline(broken, cut, job)
     return verdict(whole, broken, cut, job)
 
 
 def prepare() -> Path:
     """The model file, its checksum verified."""
-    with step("Gemma 3 270M (a real base model, 4-bit) is whole") as details:
+    with step("Gemma 3 270M, a real model") as details:
         path = real_model(ROOT / ".demo" / "models")
-        details.append(f"{path.stat().st_size / 1e6:.0f} MB, SHA-256 {expected_sha256()[:12]}… as the package says")
+        details.append(f"{path.stat().st_size / 1e6:.0f} MB, SHA-256 {expected_sha256()[:8]}… verified")
     return path
 
 
