@@ -14,7 +14,8 @@ one is offered elsewhere, to go on after what was delivered.
 STOPPING has a complete text, by a stop string, and waits a moment for the worker's receipt.
 PLACING asks for a worker (the answer comes at once, from a local table). OFFERING has an offer on the way. ACCEPTED
 waits for the engine to take the prompt. RUNNING gets tokens. WAITING has found nobody and asks again, a little later
-each time and as soon as a candidate appears, for at most ``patience_s``; then the job fails with `mesh_no_worker`.
+each time and as soon as a candidate appears, for at most ``patience_s``; then the job fails with `mesh_no_worker`
+(sooner, and with `model_not_found`, when no known node offers the model at all).
 
 Four rules keep the answer whole.
 1. Fencing. Attempts are numbered; what an earlier attempt still says is ignored, so two workers never both count.
@@ -50,6 +51,9 @@ from meshd.policy.backoff import backoff_s, worth_retry, worth_return
 
 PATIENCE_S: Final = 5.0
 """How long a job waits for a candidate: a worker that was cut off may be back, an engine may be loading again."""
+
+UNKNOWN_MODEL_S: Final = 1.0
+"""How long a job waits for a model that no known node offers: a node that has just started knows nobody yet."""
 
 OFFER_S: Final = 2.0
 """How long an offer may stay unanswered, a dial included."""
@@ -204,19 +208,24 @@ class Submission:
         return [ev.Offer(attempt, worker, tuple(self.delivered), self._pinned)]
 
     def _no_candidate(self, event: ev.NoCandidate, now_s: float) -> _Effects:
-        if not event.model_known and self._number == 0:
-            return self._fail(errors.UnknownModel.code, f"no node offers the model {self.job.model!r}")
         if self._waiting_since_s is None:
             self._waiting_since_s, self._asks = now_s, 1
-        give_up_at_s = self._waiting_since_s + self._patience_s
+        nowhere = not event.model_known and self._number == 0
+        patience_s = min(self._patience_s, UNKNOWN_MODEL_S) if nowhere else self._patience_s
+        give_up_at_s = self._waiting_since_s + patience_s
         if now_s >= give_up_at_s:
-            why = ", ".join(sorted(set(event.reasons))) or "no node is known"
-            return self._fail(errors.NoWorker.code, f"no worker can run this job now ({why})")
+            return self._give_up(event, nowhere)
         self.state = State.WAITING
         soonest_s = min((u for u in self._excluded.values() if u > now_s), default=_FOREVER)
         wait_s = min(backoff_s(self._asks, self._seed), max(soonest_s - now_s, ASK_AGAIN_S))
         self._retry_at_s = min(now_s + wait_s, give_up_at_s)
         return []
+
+    def _give_up(self, event: ev.NoCandidate, nowhere: bool) -> _Effects:
+        if nowhere:
+            return self._fail(errors.UnknownModel.code, f"no node offers the model {self.job.model!r}")
+        why = ", ".join(sorted(set(event.reasons))) or "no node is known"
+        return self._fail(errors.NoWorker.code, f"no worker can run this job now ({why})")
 
     def _retry_when_due(self, event: ev.Tick, now_s: float) -> _Effects | Ignored:
         return self._ask(event, now_s) if now_s >= self._retry_at_s else Ignored("not yet")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import zlib
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import itemgetter
 
@@ -24,6 +24,7 @@ from meshd.policy.rank import NEAR, Cost, cost_of, work_of
 _NOOP = ""
 _Entry = tuple[NodeId, Cost, bool]
 _GroupKey = tuple[Facts, ModelDigest]
+_Indexed = tuple[str, _GroupKey, _Entry]
 _node_of = itemgetter(0)
 
 
@@ -57,7 +58,7 @@ class PlacementView:
     def __init__(self, bans: Bans | None = None) -> None:
         self.bans = bans or Bans()
         self._candidates: dict[NodeId, Candidate] = {}
-        self._places: dict[NodeId, list[tuple[str, _GroupKey]]] = {}
+        self._entries: dict[NodeId, tuple[_Indexed, ...]] = {}
         self._index: dict[str, dict[_GroupKey, list[_Entry]]] = {}
 
     def __len__(self) -> int:
@@ -71,22 +72,21 @@ class PlacementView:
         return self._candidates.get(node)
 
     def put(self, candidate: Candidate) -> None:
-        """Add the candidate, or replace what was known of that node."""
-        self.remove(candidate.node)
-        self._candidates[candidate.node] = candidate
-        places = self._places[candidate.node] = []
-        for model, key, entry in _entries(candidate):
-            insort(self._index.setdefault(model, {}).setdefault(key, []), entry, key=_node_of)
-            places.append((model, key))
+        """Add the candidate, or replace what was known of that node. Most news change no entry, and cost little."""
+        node, entries = candidate.node, _entries(candidate)
+        if self._entries.get(node) != entries:
+            self.remove(node)
+            self._entries[node] = entries
+            for model, key, entry in entries:
+                insort(self._index.setdefault(model, {}).setdefault(key, []), entry, key=_node_of)
+        self._candidates[node] = candidate
 
     def remove(self, node: NodeId) -> None:
         """Forget the node. Idempotent."""
-        if self._candidates.pop(node, None) is None:
-            return
-        for model, key in self._places.pop(node):
+        self._candidates.pop(node, None)
+        for model, key, _ in self._entries.pop(node, ()):
             group = self._index[model][key]
-            at = bisect_left(group, node, key=_node_of)
-            del group[at]
+            del group[bisect_left(group, node, key=_node_of)]
             if not group:
                 del self._index[model][key]
 
@@ -105,17 +105,18 @@ def _group_order(key: _GroupKey) -> tuple[str, int, str]:
     return (key[0].region.path, key[0].clearance, key[1])
 
 
-def _entries(candidate: Candidate) -> Iterable[tuple[str, _GroupKey, _Entry]]:
+def _entries(candidate: Candidate) -> tuple[_Indexed, ...]:
     """Where the candidate stands in the index: nowhere while it takes no work."""
-    facts = candidate.facts
+    facts, local = candidate.facts, candidate.local
     if facts is None or unavailable(candidate) is not None:
-        return
-    yield _NOOP, (facts, ModelDigest("")), (candidate.node, cost_of(candidate, None), candidate.local)
-    seen: set[tuple[str, ModelDigest]] = {(_NOOP, ModelDigest(""))}
+        return ()
+    found: dict[tuple[str, ModelDigest], _Indexed] = {}
     for offer in candidate.ad.models:
-        if (offer.name, offer.digest) not in seen:
-            seen.add((offer.name, offer.digest))
-            yield offer.name, (facts, offer.digest), (candidate.node, cost_of(candidate, offer), candidate.local)
+        key = (offer.name, offer.digest)
+        if key not in found:
+            found[key] = (offer.name, (facts, offer.digest), (candidate.node, cost_of(candidate, offer), local))
+    noop = (_NOOP, (facts, ModelDigest("")), (candidate.node, cost_of(candidate, None), local))
+    return (noop, *found.values())
 
 
 def place(

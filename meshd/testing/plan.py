@@ -35,8 +35,8 @@ class Settings:
     cut: float = 0.05
     crash: float = 0.1
     leave: float = 0.05
-    busy_s: float = 8.0
-    quiet_s: float = 16.0
+    busy_s: float = 7.0
+    quiet_s: float = 15.5
 
     def command(self) -> str:
         """The command that replays exactly this world."""

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 WALL_S: Final = 1_800_000_000.0
 """Wall time at virtual time 0; every clock of the world agrees."""
 
-AD_EVERY_S: Final = 4.0
-DIRECTORY_EVERY_S: Final = 4.0
+AD_EVERY_S: Final = 5.0
+DIRECTORY_EVERY_S: Final = 6.0
 NEIGHBOURS: Final = 3
 GOSSIP_ADS: Final = 4
 Directory = dict[NodeId, tuple[tuple[int, int], bytes]]
@@ -236,7 +236,10 @@ class SimNode:
             self._ads[ad.node] = sealed
 
     def _beat(self) -> None:
-        for peer in self.net.peers(self.me):
+        peers = self.net.peers(self.me)
+        if not peers:
+            self._look_up()
+        for peer in peers:
             self.say(peer, frames.Ping(1))
         for app in list(self.apps.values()):
             app.renew()

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Final
 
 from meshd.core import limits
 from meshd.core.classes import DataClass
@@ -35,8 +36,8 @@ from meshd.wire.ads import AdJudge
 from meshd.wire.keys import NodeKey
 from meshd.wire.trust import issue_certificate, issue_delegation
 
-GONE_WITHIN_S = limits.AD_TTL_S + limits.CLOCK_SKEW_S + 2.0
-LIFE_S = 1e6
+GONE_WITHIN_S: Final = limits.AD_TTL_S + limits.CLOCK_SKEW_S + 2.0
+LIFE_S: Final = 1e6
 
 
 @dataclass(slots=True)

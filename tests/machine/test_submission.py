@@ -12,7 +12,7 @@ from meshd.core.ids import AttemptId, NodeId
 from meshd.core.job import TaskKind
 from meshd.core.task import DeclineReason, EndReason, LossReason
 from meshd.machine import submission_events as ev
-from meshd.machine.submission import MAX_OFFERS, OFFER_S, PATIENCE_S, RECEIPT_S, State, Submission
+from meshd.machine.submission import MAX_OFFERS, OFFER_S, PATIENCE_S, RECEIPT_S, UNKNOWN_MODEL_S, State, Submission
 from tests.policy.make import DIGEST, OTHER_DIGEST, job, job_id, node, token, tokens
 
 W1, W2, W3 = node(11), node(12), node(13)
@@ -380,13 +380,22 @@ def test_a_change_among_candidates_ends_the_wait_early_but_not_too_often() -> No
     assert ask(d(ev.CandidatesChanged(), after_s=0.06))
 
 
-def test_unknown_model_fails_at_once_but_only_before_the_first_offer() -> None:
+def test_unknown_model_fails_soon_but_only_before_the_first_offer() -> None:
     d = Driver()
+    begun_s = d.now_s
     d(ev.Submitted())
-    (end,) = d(ev.NoCandidate(("no_model",), model_known=False))
+    while not d.ends():
+        d(ev.NoCandidate(("no_model",), model_known=False))
+        if not d.ends():
+            d.tick()
+    (end,) = d.ends()
     assert isinstance(end, ev.Fail) and end.code == "model_not_found"
+    assert d.now_s - begun_s == pytest.approx(UNKNOWN_MODEL_S), "time to get to know others, and no more"
     d = Driver()
     d(ev.Lost(d.running(), LossReason.CONNECTION_LOST))
+    d(ev.NoCandidate(("no_model",), model_known=False))
+    d.now_s += UNKNOWN_MODEL_S
+    d(ev.Tick())
     assert d(ev.NoCandidate(("no_model",), model_known=False)) == [] and d.machine.state is State.WAITING
 
 
