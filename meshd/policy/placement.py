@@ -19,11 +19,13 @@ from meshd.core.ids import ModelDigest, NodeId
 from meshd.core.job import Job, TaskKind
 from meshd.policy.bans import Bans
 from meshd.policy.feasible import Candidate, Facts, Infeasible, feasible, permitted, unavailable
-from meshd.policy.rank import NEAR, Cost, cost_of, work_of
+from meshd.policy.rank import NEAR, cost_of, work_of
 
 _NOOP = ""
-_Entry = tuple[NodeId, Cost, bool]
-_GroupKey = tuple[Facts, ModelDigest]
+_Entry = tuple[NodeId, float, float, float, bool]
+"""Node, the three parts of its `Cost`, whether it is this node itself. Flat, for the one loop over all of them."""
+
+_GroupKey = tuple[Facts, ModelDigest, bool]
 _Indexed = tuple[str, _GroupKey, _Entry]
 _node_of = itemgetter(0)
 
@@ -95,14 +97,16 @@ class PlacementView:
         groups = self._index.get(_NOOP if job.kind is TaskKind.NOOP else job.model, {})
         found: list[_Entry] = []
         for key in sorted(groups, key=_group_order):
-            facts, offered = key
+            facts, offered, _ = key
             if digest in (None, offered) and permitted(job.constraints, facts) is None:
                 found.extend(groups[key])
         return found
 
 
-def _group_order(key: _GroupKey) -> tuple[str, int, str]:
-    return (key[0].region.path, key[0].clearance, key[1])
+def _group_order(key: _GroupKey) -> tuple[bool, str, int, str]:
+    """This node itself first."""
+    facts, digest, local = key
+    return (not local, facts.region.path, facts.clearance, digest)
 
 
 def _entries(candidate: Candidate) -> tuple[_Indexed, ...]:
@@ -114,8 +118,8 @@ def _entries(candidate: Candidate) -> tuple[_Indexed, ...]:
     for offer in candidate.ad.models:
         key = (offer.name, offer.digest)
         if key not in found:
-            found[key] = (offer.name, (facts, offer.digest), (candidate.node, cost_of(candidate, offer), local))
-    noop = (_NOOP, (facts, ModelDigest("")), (candidate.node, cost_of(candidate, None), local))
+            found[key] = (offer.name, (facts, offer.digest, local), (candidate.node, *cost_of(candidate, offer), local))
+    noop = (_NOOP, (facts, ModelDigest(""), local), (candidate.node, *cost_of(candidate, None), local))
     return (noop, *found.values())
 
 
@@ -144,15 +148,16 @@ def place(
 
 
 def _best(job: Job, entries: list[_Entry]) -> tuple[NodeId, float]:
-    """The entry expected to finish first; among near-equals the local node, else one that the job's id picks."""
+    """The entry expected to finish first; among near-equals the local node (it comes first), else one that the job's
+    id picks."""
     work = work_of(job)
     prompt, output = work.prompt_tokens, work.output_tokens
-    times_s = [fixed + p * prompt + g * output for _, (p, g, fixed), _ in entries]
+    times_s = [fixed + prefill * prompt + generation * output for _, prefill, generation, fixed, _ in entries]
     limit_s = min(times_s) * NEAR
-    near = [i for i, t in enumerate(times_s) if t <= limit_s]
-    local = next((i for i in near if entries[i][2]), None)
-    chosen = near[zlib.crc32(job.id.encode()) % len(near)] if local is None else local
-    return entries[chosen][0], times_s[chosen]
+    near = [(entry, time_s) for entry, time_s in zip(entries, times_s, strict=True) if time_s <= limit_s]
+    local = near[0][0][-1]
+    chosen, time_s = near[0 if local else zlib.crc32(job.id.encode()) % len(near)]
+    return chosen[0], time_s
 
 
 def _reasons(
