@@ -46,6 +46,13 @@ class Prompt:
             raise BadInput("the text holds lone surrogates", param="messages") from None
 
 
+def _size_bytes(stop: str) -> int:
+    try:
+        return len(stop.encode())
+    except UnicodeEncodeError:
+        raise BadInput("a stop string holds lone surrogates", param="stop") from None
+
+
 def _within(name: str, value: float, low: float, high: float) -> None:
     if not (math.isfinite(value) and low <= value <= high):
         raise BadInput(f"{name} must be between {low:g} and {high:g}", param=name)
@@ -91,7 +98,7 @@ class Generation:
         if len(self.stop) > limits.MAX_STOPS:
             raise BadInput(f"more than {limits.MAX_STOPS} stop strings", param="stop")
         for s in self.stop:
-            if not 1 <= len(s.encode("utf-8", "replace")) <= limits.MAX_STOP_BYTES:
+            if not 1 <= _size_bytes(s) <= limits.MAX_STOP_BYTES:
                 raise BadInput(f"a stop string has 1 to {limits.MAX_STOP_BYTES} bytes", param="stop")
 
 

@@ -93,6 +93,10 @@ class Advertiser:
         loaded = {m.digest: m for m in self._engine.loaded()}
         return tuple(self._offer(f, loaded.get(f.digest)) for f in self._models)
 
+    def offer(self, file: ModelFile) -> ModelOffer:
+        """What is offered of one registered model."""
+        return self._offer(file, next((m for m in self._engine.loaded() if m.digest == file.digest), None))
+
     def _offer(self, file: ModelFile, loaded: EngineModel | None) -> ModelOffer:
         if loaded is None:
             return ModelOffer(file.name, file.digest, self._me.default_context_tokens)

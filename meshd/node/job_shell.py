@@ -110,8 +110,11 @@ class JobShell:
         self._feeding = True
         try:
             while self._pending:
-                for effect in self._machine.handle(self._pending.popleft(), trio.current_time()):
+                event = self._pending.popleft()
+                for effect in self._machine.handle(event, trio.current_time()):
                     self._carry_out(effect)
+                if isinstance(event, on.Ended | on.Lost):  # a worker that left in good order is no fault, but over
+                    self._record(event.attempt, outcome=event.reason)
         finally:
             self._feeding = False
         self._timer.poke()

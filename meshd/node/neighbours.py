@@ -122,7 +122,7 @@ class Neighbours:
         self._listeners: Listeners | None = None
         self._nursery: trio.Nursery | None = None
         self._news = trio.Event()
-        self.clock_warning = ""
+        self._clock_warnings: dict[NodeId, str] = {}
 
     @asynccontextmanager
     async def running_parts(self, listeners: Listeners) -> AsyncIterator[None]:
@@ -165,6 +165,11 @@ class Neighbours:
     def addresses(self) -> tuple[tuple[NodeId, tuple[str, ...]], ...]:
         """Known peers and where their ads say they listen."""
         return tuple((p.node, p.ad.addresses) for p in self._machine.peers() if p.ad is not None)
+
+    @property
+    def clock_warning(self) -> str:
+        """The last neighbour whose clock disagreed when it came, in words; empty once it agrees."""
+        return next(iter(self._clock_warnings.values()), "")
 
     def announce(self) -> None:
         """Something about this node changed: tell the neighbours at once."""
@@ -220,9 +225,9 @@ class Neighbours:
             return
         if ad.node == self._transport.node:
             return
-        known = self._machine.peer(ad.node)
         self.feed(on.AdHeard(ad, facts_of(certificate), source, self._wall()))
-        if known is None or known.version <= ad.version:
+        known = self._machine.peer(ad.node)
+        if known is not None and known.ad is ad:  # else the machine did not take it: nobody would forget it again
             self._values[ad.node] = value
             self._certificates[ad.node] = certificate
 
@@ -242,6 +247,8 @@ class Neighbours:
                 self._unlink(event.node)
                 self._listeners.connection_lost(event.node)
                 self.feed(on.PeerDown(event.node, self._wall()))
+                if self._machine.peer(event.node) is None:
+                    self._certificates.pop(event.node, None)
                 await self._listeners.gone(event.node)
                 self._listeners.probe()
 
@@ -272,6 +279,7 @@ class Neighbours:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._speak, link)
                     await self._hear(link)
+                    nursery.cancel_scope.cancel()  # it said goodbye
         except* ProtocolViolation as broken:
             log.warning("%s broke the control protocol: %s", self.name_of(node), broken.exceptions[0])
         except* Truncated:
@@ -312,11 +320,14 @@ class Neighbours:
         off_s = wall_s - self._wall()
         if abs(off_s) > limits.CLOCK_SKEW_S:
             who = self.name_of(node)
-            self.clock_warning = (
+            warning = (
                 f"the clock of {who} is {abs(off_s):.0f} s {'ahead of' if off_s > 0 else 'behind'} this machine's: "
                 "ads and tasks between the two are refused until one is set right"
             )
-            log.warning(self.clock_warning)
+            self._clock_warnings = {node: warning}
+            log.warning(warning)
+        else:
+            self._clock_warnings.pop(node, None)
 
     async def _say_goodbye(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -366,7 +377,8 @@ class Neighbours:
                 link.say(frames.Ads((self._own_ad(), *self._sample())))
 
     def _sample(self) -> tuple[bytes, ...]:
-        ads = self._machine.gossip(self._rhythm.gossip_ads, int.from_bytes(self._random(4), "big"))
+        count = min(self._rhythm.gossip_ads, frames.MAX_ADS_PER_FRAME - 1)  # our own ad comes first
+        ads = self._machine.gossip(count, int.from_bytes(self._random(4), "big"))
         return tuple(value for ad in ads if (value := self._values.get(ad.node)) is not None)
 
     async def _publish(self) -> None:

@@ -17,6 +17,9 @@ log = logging.getLogger("meshd.node.receipts")
 WAITING_RECEIPTS = 4096
 """Receipts that may wait for the disk; beyond it `keep` waits and `keep_soon` drops with a warning."""
 
+WRITE_TIMEOUT_S = 5.0
+"""A disk that takes longer does not hold up answers, nor the end of the daemon."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
@@ -38,9 +41,8 @@ class ReceiptKeeper:
             async for first in self._receive:
                 await self._write(self._batch(first))
         finally:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + 2):
-                if self._receive.statistics().current_buffer_used:
-                    await self._write(self._batch(self._receive.receive_nowait()))
+            if self._receive.statistics().current_buffer_used:
+                await self._write(self._batch(self._receive.receive_nowait()))
 
     def _batch(self, first: _Waiting) -> list[_Waiting]:
         batch = [first]
@@ -49,12 +51,17 @@ class ReceiptKeeper:
         return batch
 
     async def _write(self, batch: list[_Waiting]) -> None:
+        """Write, even while the node stops: what was begun is finished, within a bound."""
         try:
-            await self._ledger.append([(w.receipt, w.signed) for w in batch])
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + WRITE_TIMEOUT_S) as scope:
+                await self._ledger.append([(w.receipt, w.signed) for w in batch])
+            if scope.cancelled_caught:
+                log.error("cannot keep %d receipts: the disk takes longer than %g s", len(batch), WRITE_TIMEOUT_S)
         except MeshError as e:
             log.error("cannot keep %d receipts: %s", len(batch), e.message)
-        for waiting in batch:
-            waiting.kept.set()
+        finally:
+            for waiting in batch:
+                waiting.kept.set()
 
     async def keep(self, receipt: Receipt, signed: bytes) -> str:
         """Return the receipt's id once it is on disk (or the disk failed, which the log says)."""

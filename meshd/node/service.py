@@ -225,7 +225,7 @@ class MeshService:
         file = await self._parts.models.add(path, name)
         self.models_changed()
         self._preload_wanted.set()
-        return next(pictures.model_view(m) for m in self._parts.advertiser.offers() if m.name == file.name)
+        return pictures.model_view(self._parts.advertiser.offer(file))
 
     async def remove_model(self, name: str) -> None:
         """Unregister a model and free its engine; the file stays. Raises NotFound."""

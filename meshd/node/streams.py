@@ -80,13 +80,17 @@ class TaskStreams:
         self._transport = transport
         self._serve_local = serve_local
         self._idle: dict[NodeId, deque[FrameStream]] = {}
+        self._lent: dict[NodeId, set[FrameStream]] = {}
         self._open: dict[NodeId, int] = {}
 
     async def acquire(self, worker: NodeId, timeout_s: float) -> FrameStream:
         """A stream to ``worker`` on which no attempt runs. Raises Unreachable, Overloaded."""
         idle = self._idle.get(worker)
-        if idle:
-            return idle.pop()
+        stream = idle.pop() if idle else await self._another(worker, timeout_s)
+        self._lent.setdefault(worker, set()).add(stream)
+        return stream
+
+    async def _another(self, worker: NodeId, timeout_s: float) -> FrameStream:
         if self._open.get(worker, 0) >= MAX_STREAMS_PER_PEER:
             raise Overloaded("too many attempts run on that worker already", retry_after_s=1.0)
         self._open[worker] = self._open.get(worker, 0) + 1
@@ -104,7 +108,11 @@ class TaskStreams:
         return ours
 
     async def release(self, worker: NodeId, stream: FrameStream) -> None:
-        """Give back a stream whose attempt ended in order."""
+        """Give back a stream whose attempt ended in order. One of a connection that is gone by now is not reused,
+        though all that was said on it could still be read."""
+        if not self._take_back(worker, stream):
+            await self._end(worker, stream)
+            return
         idle = self._idle.setdefault(worker, deque())
         if len(idle) < MAX_IDLE_PER_PEER:
             idle.append(stream)
@@ -114,14 +122,27 @@ class TaskStreams:
 
     async def discard(self, worker: NodeId, stream: FrameStream) -> None:
         """Give back a stream that must not carry another attempt."""
+        self._take_back(worker, stream)
+        await self._end(worker, stream)
+
+    async def forget(self, worker: NodeId) -> None:
+        """The worker's connection is gone: so are its idle streams, and those that are lent are not reused."""
+        self._lent.pop(worker, None)
+        for stream in self._idle.pop(worker, ()):
+            await self._end(worker, stream)
+
+    async def _end(self, worker: NodeId, stream: FrameStream) -> None:
         self._forget_one(worker)
         await stream.abort()
 
-    async def forget(self, worker: NodeId) -> None:
-        """The worker's connection is gone: so are its idle streams."""
-        for stream in self._idle.pop(worker, ()):
-            self._forget_one(worker)
-            await stream.abort()
+    def _take_back(self, worker: NodeId, stream: FrameStream) -> bool:
+        """Whether the stream was lent on the connection that is there now."""
+        lent = self._lent.get(worker, set())
+        known = stream in lent
+        lent.discard(stream)
+        if not lent:
+            self._lent.pop(worker, None)
+        return known
 
     def _forget_one(self, worker: NodeId) -> None:
         left = self._open.get(worker, 0) - 1

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import trio
 
 from meshd.core import limits
-from meshd.core.errors import MeshError, NotMember, Overloaded, ProtocolViolation, Truncated, Unreachable
+from meshd.core.errors import BadInput, MeshError, NotMember, Overloaded, ProtocolViolation, Truncated, Unreachable
 from meshd.core.ids import AttemptId, NodeId
 from meshd.core.job import Job
 from meshd.core.task import DeclineReason, LossReason, Task, TaskHeader
@@ -85,7 +85,7 @@ class Submitter:
         self._dial_timeout_s = dial_timeout_s
         self._random = random
         self._running: dict[str, JobShell] = {}
-        self._ended: deque[JobShell] = deque(maxlen=history)
+        self._ended: deque[JobView] = deque(maxlen=history)
         self._talks: dict[AttemptId, Conversation] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -127,7 +127,7 @@ class Submitter:
         finally:
             shell.cancel()
             del self._running[job.id]
-            self._ended.append(shell)
+            self._ended.append(shell.view())
 
     def _view_of(self, worker: NodeId) -> PlacementView:
         """A view in which there is only ``worker``."""
@@ -149,8 +149,8 @@ class Submitter:
 
     def jobs(self) -> tuple[JobView, ...]:
         """Running and recent jobs, newest first."""
-        shells = [*self._ended, *self._running.values()]
-        return tuple(s.view() for s in reversed(shells))
+        views = [*self._ended, *(s.view() for s in self._running.values())]
+        return tuple(reversed(views))
 
     @property
     def running(self) -> int:
@@ -193,16 +193,28 @@ class Submitter:
         except (ProtocolViolation, NotMember) as e:
             talk.shell.feed(on.Lost(attempt, LossReason.PROTOCOL))
             log.warning("%s: %s broke the protocol: %s", attempt, self._name_of(worker), e.message)
+        except BadInput as e:  # our own task cannot be sent: too large with what was delivered
+            talk.shell.declined(attempt, DeclineReason.BAD_TASK)
+            talk.shell.feed(on.OfferDeclined(attempt, DeclineReason.BAD_TASK))
+            log.warning("%s: cannot be sent: %s", attempt, e.message)
         finally:
             del self._talks[attempt]
             with trio.CancelScope(shield=True, deadline=trio.current_time() + GOODBYE_S):
-                await self._part(worker, talk.stream, in_order)
+                await self._part(talk, in_order=in_order)
 
-    async def _part(self, worker: NodeId, stream: FrameStream | None, in_order: bool) -> None:
-        if stream is not None and in_order:
-            await self._streams.release(worker, stream)
-        elif stream is not None:
-            await self._streams.discard(worker, stream)
+    async def _part(self, talk: Conversation, *, in_order: bool) -> None:
+        """Give the stream back. One that ended in order is reused, so nothing of this attempt may be sent on it later:
+        what is being said is waited for, and from then on there is nobody to say anything to."""
+        stream, talk.stream = talk.stream, None
+        if stream is None:
+            return
+        with trio.move_on_after(GOODBYE_S / 2) as said:
+            async with talk.sending:
+                pass
+        if in_order and not said.cancelled_caught:
+            await self._streams.release(talk.offer.worker, stream)
+        else:
+            await self._streams.discard(talk.offer.worker, stream)
 
     async def _talk(self, talk: Conversation) -> bool:
         """The conversation itself. True: it ended in order, the stream can carry another attempt."""
@@ -288,15 +300,18 @@ class Submitter:
             await trio.sleep(RENEW_INTERVAL_S)
             due_s = trio.current_time() - RENEW_INTERVAL_S / 2
             for talk in list(self._talks.values()):
-                if talk.push is not None and not talk.cancelled and talk.renewed_at_s <= due_s:
+                if talk.push is None or talk.cancelled or talk.sending.locked():
+                    continue
+                if talk.renewed_at_s <= due_s:
                     talk.renewed_at_s = trio.current_time()
                     nursery.start_soon(self._say, talk, frames.Renew())
 
     async def _say(self, talk: Conversation, message: frames.FromSubmitter) -> None:
-        """Say something to the worker. A worker that is gone shows in the conversation, not here."""
-        if talk.push is None or talk.stream is None or talk.sending.locked():
-            return
+        """Say something to the worker, after what is being said; sealed and sent in one order. A worker that is gone
+        shows in the conversation, not here."""
         async with talk.sending:
+            if talk.push is None or talk.stream is None:
+                return
             try:
                 await talk.stream.send(TaskFrame.SEALED, talk.push.seal(message))
             except Truncated as e:

@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 import trio
 
+STUCK_PAUSE_S = 0.01
+"""A deadline that has come, and that `due` did not move, is looked at again after so long: never a busy loop."""
+
 
 class Timer:
     """Calls ``due`` whenever the time of ``deadline()`` has come.
@@ -37,4 +40,4 @@ class Timer:
                 await trio.sleep_forever()
             if self._at() <= trio.current_time():
                 self._due()
-            await trio.lowlevel.checkpoint()
+            await trio.sleep(STUCK_PAUSE_S if self._at() <= trio.current_time() else 0)

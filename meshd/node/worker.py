@@ -164,13 +164,15 @@ class Worker:
     async def drain(self, deadline_s: float) -> None:
         """Take nothing new; return when nothing runs for others, at the latest soon after ``deadline_s``
         (monotonic), when what still runs is handed over. Cancelling the wait does not end the drain."""
-        self._drained = trio.Event()
+        if self._drained.is_set():
+            self._drained = trio.Event()
         self.feed(on.Drain(deadline_s))
         await self._drained.wait()
 
     def undrain(self) -> None:
-        """Take work again."""
+        """Take work again; who waits for the drain waits no longer."""
         self.feed(on.Undrain())
+        self._drained.set()
 
     def connection_lost(self, peer: NodeId) -> None:
         """The peer is gone: so is the right of its attempts to run."""
@@ -215,9 +217,19 @@ class Worker:
         try:
             await self._converse(hosting)
         finally:
-            self._hosted.pop((hosting.submitter, hosting.attempt), None)
-            if not hosting.over:
-                self.feed(on.StreamLost(hosting.submitter, hosting.attempt))
+            self._part(hosting)
+
+    def _part(self, hosting: Hosting) -> None:
+        """The conversation is over. A declined one may have been a replay: what it repeated goes on untouched."""
+        key = (hosting.submitter, hosting.attempt)
+        if self._hosted.get(key) is not hosting:
+            return
+        if not hosting.over:
+            self.feed(on.StreamLost(*key))
+        del self._hosted[key]
+        for unsaid in hosting.outbox:
+            if isinstance(unsaid, on.SendFinished | on.SendEnded):
+                self._keep_now(hosting, unsaid.receipt)
 
     def _offer(self, hosting: Hosting, *, local: bool) -> None:
         task = hosting.opened.task
@@ -394,8 +406,12 @@ class Worker:
     def _keep_unsaid(self, effect: on.KeepReceipt) -> None:
         self._remember(effect.receipt)
         if hosting := self._hosted.get((effect.submitter, effect.attempt)):
-            receipt = self._receipt(hosting, effect.receipt)
-            self._receipts.keep_soon(receipt, sign_receipt(receipt, self._key))
+            self._keep_now(hosting, effect.receipt)
+
+    def _keep_now(self, hosting: Hosting, facts: on.ReceiptFacts) -> None:
+        """Keep the receipt of an attempt that nobody listens to any more."""
+        receipt = self._receipt(hosting, facts)
+        self._receipts.keep_soon(receipt, sign_receipt(receipt, self._key))
 
     # -- the engine
 
