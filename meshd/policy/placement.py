@@ -19,7 +19,7 @@ from meshd.core.ids import ModelDigest, NodeId
 from meshd.core.job import Job, TaskKind
 from meshd.policy.bans import Bans
 from meshd.policy.feasible import Candidate, Facts, Infeasible, feasible, permitted, unavailable
-from meshd.policy.rank import NEAR, cost_of, work_of
+from meshd.policy.rank import NEAR, Cost, cost_of, expected_s, work_of
 
 _NOOP = ""
 _Entry = tuple[NodeId, float, float, float, bool]
@@ -154,10 +154,9 @@ def _best(job: Job, entries: list[_Entry]) -> tuple[NodeId, float]:
     prompt, output = work.prompt_tokens, work.output_tokens
     times_s = [fixed + prefill * prompt + generation * output for _, prefill, generation, fixed, _ in entries]
     limit_s = min(times_s) * NEAR
-    near = [(entry, time_s) for entry, time_s in zip(entries, times_s, strict=True) if time_s <= limit_s]
-    local = near[0][0][-1]
-    chosen, time_s = near[0 if local else zlib.crc32(job.id.encode()) % len(near)]
-    return chosen[0], time_s
+    near = [entry for entry, time_s in zip(entries, times_s, strict=True) if time_s <= limit_s]
+    chosen = near[0] if near[0][-1] else near[zlib.crc32(job.id.encode()) % len(near)]
+    return chosen[0], expected_s(Cost(*chosen[1:4]), work)
 
 
 def _reasons(
