@@ -37,7 +37,7 @@ STREAMS = (1, 4, 16)
 SLOTS = 16
 IDLE_S = 10.0
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,10 @@ class Bench:
         console.print(f"  {what}: [bold]{value:.4g}[/bold] {unit} [dim]{aim}[/dim]")
 
     def note(self, words: str) -> None:
-        """Say something that the figures do not."""
-        self.notes.append(words)
-        console.print(f"  [yellow]{words}[/yellow]")
+        """Say something that the figures do not, once."""
+        if words not in self.notes:
+            self.notes.append(words)
+            console.print(f"  [yellow]{words}[/yellow]")
 
 
 def pair(cluster: Cluster, bench: Bench) -> tuple[Node, Node]:
@@ -146,7 +147,7 @@ def measure_noop(bench: Bench) -> None:
             started = time.perf_counter()
             done = list(pool.map(lambda _: submitter.post("/mesh/v1/noop", body), range(bench.options.noops * 4)))
             rate = len(done) / (time.perf_counter() - started)
-        bench.add("no-op tasks, 16 at once, each an HTTP request", rate, "tasks/s", "aim 600 tasks/s", rate >= 600)
+        bench.add("no-op tasks over HTTP, 16 at once", rate, "tasks/s", "aim 600 tasks/s", rate >= 600)
 
 
 def measure_idle(bench: Bench) -> None:
@@ -202,7 +203,9 @@ PARTS: dict[str, Callable[[Bench], None]] = {
 
 def table(bench: Bench) -> Table:
     """All rows, for a person."""
-    shown = Table("measured", "", "", "aim", box=None, padding=(0, 2, 0, 0))
+    shown = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("measured", "", "", "aim"):
+        shown.add_column(title, no_wrap=True)
     for row in bench.rows:
         mark = {True: "[green]✓[/green] ", False: "[red]✗[/red] ", None: ""}[row.holds]
         shown.add_row(row.what, f"{row.value:,.4g}", row.unit, mark + row.aim)

@@ -261,10 +261,10 @@ def main() -> int:
     homes = Path(tempfile.mkdtemp(prefix="homes-", dir=base))
     try:
         good = perform(homes)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
         console.print("\n[yellow]interrupted; every process was ended[/yellow]")
         shutil.rmtree(homes, ignore_errors=True)
-        return 130
+        return 143 if isinstance(end, SystemExit) else 130
     if good and not options.keep:
         shutil.rmtree(homes, ignore_errors=True)
     else:
