@@ -220,7 +220,8 @@ def _raises_again(node: ast.ExceptHandler, module: str) -> bool:
 def sleep_findings(text: str, where: str) -> list[str]:
     """Sleeps of a literal length in tests, outside virtual time. A checkpoint, ``sleep(0)``, is no sleep."""
     found = []
-    stack: list[tuple[ast.AST, bool]] = [(ast.parse(text), False)]
+    tree = ast.parse(text)
+    stack: list[tuple[ast.AST, bool]] = [(tree, any(map(_marks_the_module, tree.body)))]
     while stack:
         node, virtual = stack.pop()
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -229,6 +230,14 @@ def sleep_findings(text: str, where: str) -> list[str]:
             found.append(f"{where}:{node.lineno}: {ast.unparse(node)}")
         stack.extend((child, virtual) for child in ast.iter_child_nodes(node))
     return found
+
+
+def _marks_the_module(node: ast.stmt) -> bool:
+    return (
+        isinstance(node, ast.Assign)
+        and ast.unparse(node).startswith("pytestmark")
+        and "mock_clock" in ast.unparse(node)
+    )
 
 
 def _sleeps_literally(node: ast.Call) -> bool:

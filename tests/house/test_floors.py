@@ -151,3 +151,5 @@ def test_a_literal_sleep_is_caught_outside_virtual_time() -> None:
     assert floors.sleep_findings("async def test_x():\n    await trio.sleep(0)\n    await trio.sleep(d)\n", "h") == []
     virtual = "@pytest.mark.mock_clock\nasync def test_x():\n    await trio.sleep(3)\n"
     assert floors.sleep_findings(virtual, "here") == []
+    module = "pytestmark = pytest.mark.mock_clock\nasync def test_x():\n    await trio.sleep(3)\n"
+    assert floors.sleep_findings(module, "here") == []
