@@ -59,6 +59,8 @@ DELEGATION = issue_delegation(
     Delegation(ROOT.verify_key, ISSUER.verify_key, DataClass.RESTRICTED, WALL_S - DAY_S, WALL_S + 9 * DAY_S, 1), ROOT
 )
 MODEL = ModelFile(FAKE_MODEL, FAKE_DIGEST, "fake.gguf", 1000)
+SHARED = Share(enabled=True, cpu=1.0)
+ANYWHERE = Constraints()
 RHYTHM = Rhythm(3.0, 1.0, 12, 5.0, 10.0)
 PATIENCE_S = 5.0
 
@@ -68,7 +70,7 @@ class Setup:
     """What a node is made of."""
 
     name: str
-    share: Share = Share(enabled=True, cpu=1.0)
+    share: Share = SHARED
     models: tuple[ModelFile, ...] = (MODEL,)
     clearance: DataClass = DataClass.RESTRICTED
     region: str = "eu/de/berlin"
@@ -370,7 +372,7 @@ class Mesh:
         *,
         max_tokens: int | None = None,
         stop: tuple[str, ...] = (),
-        constraints: Constraints = Constraints(),
+        constraints: Constraints = ANYWHERE,
         model: str = FAKE_MODEL,
     ) -> Job:
         """A job nobody had before."""
