@@ -494,10 +494,7 @@ TABLE: Final[dict[tuple[str, type], Rule]] = {
         new=_NOT_YET,
         placing=Ignored("the answer is on its way"),
         waiting=_S._retry_now,
-        offering=_HAS_WORKER,
-        accepted=_HAS_WORKER,
-        running=_HAS_WORKER,
-        stopping=_HAS_WORKER,
         ended=_OVER,
+        **dict.fromkeys(("offering", "accepted", "running", "stopping"), _HAS_WORKER),
     ),
 }
