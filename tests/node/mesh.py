@@ -60,6 +60,7 @@ DELEGATION = issue_delegation(
 )
 MODEL = ModelFile(FAKE_MODEL, FAKE_DIGEST, "fake.gguf", 1000)
 SHARED = Share(enabled=True, cpu=1.0)
+PROMPT = "tell me"
 ANYWHERE = Constraints()
 RHYTHM = Rhythm(3.0, 1.0, 12, 5.0, 10.0)
 PATIENCE_S = 5.0
@@ -368,7 +369,7 @@ class Mesh:
 
     def job(
         self,
-        text: str = "tell me",
+        text: str = PROMPT,
         *,
         max_tokens: int | None = None,
         stop: tuple[str, ...] = (),
