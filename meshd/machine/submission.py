@@ -428,7 +428,7 @@ _TIMELESS = Ignored("time changes nothing here")
 
 
 def _attempt_row(
-    event: type, *, offering: Rule, accepted: Rule, running: Rule, stopping: Rule
+    event: type, *, offering: Rule, accepted: Rule, running: Rule, stopping: Rule = _TEXT_COMPLETE
 ) -> dict[tuple[str, type], Rule]:
     """Events that name an attempt: in the other states there is none, or it is over."""
     over: dict[str, Rule] = {"new": _NOT_YET, "placing": _NO_ATTEMPT, "waiting": _NO_ATTEMPT, "ended": _OVER}
@@ -455,29 +455,17 @@ TABLE: Final[dict[tuple[str, type], Rule]] = {
     (State.STOPPING, ev.StoppedByText): _ONCE,
     **_asked_row(ev.Placed, _S._placed),
     **_asked_row(ev.NoCandidate, _S._no_candidate),
-    **_attempt_row(
-        ev.OfferAccepted, offering=_S._accepted, accepted=_S._violated, running=_S._violated, stopping=_TEXT_COMPLETE
-    ),
-    **_attempt_row(
-        ev.OfferDeclined, offering=_S._declined, accepted=_S._violated, running=_S._violated, stopping=_TEXT_COMPLETE
-    ),
-    **_attempt_row(
-        ev.Started, offering=_S._violated, accepted=_S._started, running=_S._violated, stopping=_TEXT_COMPLETE
-    ),
-    **_attempt_row(
-        ev.Tokens, offering=_S._violated, accepted=_S._violated, running=_S._tokens, stopping=_TEXT_COMPLETE
-    ),
-    **_attempt_row(
-        ev.Heartbeat, offering=_S._violated, accepted=_S._heartbeat, running=_S._heartbeat, stopping=_TEXT_COMPLETE
-    ),
+    **_attempt_row(ev.OfferAccepted, offering=_S._accepted, accepted=_S._violated, running=_S._violated),
+    **_attempt_row(ev.OfferDeclined, offering=_S._declined, accepted=_S._violated, running=_S._violated),
+    **_attempt_row(ev.Started, offering=_S._violated, accepted=_S._started, running=_S._violated),
+    **_attempt_row(ev.Tokens, offering=_S._violated, accepted=_S._violated, running=_S._tokens),
+    **_attempt_row(ev.Heartbeat, offering=_S._violated, accepted=_S._heartbeat, running=_S._heartbeat),
     **_attempt_row(
         ev.Finished, offering=_S._violated, accepted=_S._finished_unstarted, running=_S._finished, stopping=_S._receipt
     ),
     **_attempt_row(ev.Ended, offering=_S._violated, accepted=_S._ended, running=_S._ended, stopping=_S._no_receipt),
     **_attempt_row(ev.Lost, offering=_S._lost, accepted=_S._lost, running=_S._lost, stopping=_S._no_receipt),
-    **_attempt_row(
-        ev.Suspected, offering=_S._suspected, accepted=_S._suspected, running=_S._suspected, stopping=_TEXT_COMPLETE
-    ),
+    **_attempt_row(ev.Suspected, offering=_S._suspected, accepted=_S._suspected, running=_S._suspected),
     **row(
         ev.Tick,
         new=_TIMELESS,

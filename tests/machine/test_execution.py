@@ -253,7 +253,8 @@ def test_a_lease_lapses_unless_renewed() -> None:
 
 def test_local_attempts_have_no_lease() -> None:
     d = Driver()
-    d.running(task(submitter=ME), local=True)
+    a = d.running(task(submitter=ME), local=True)
+    d(ev.Renewed(ME, a))
     for _ in range(100):
         assert kinds(d.tick()) == [ev.SendHeartbeat]
 
