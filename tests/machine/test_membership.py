@@ -23,12 +23,15 @@ class Driver:
     def __init__(self, max_nodes: int = 100) -> None:
         self.machine = Membership(ME, max_nodes=max_nodes)
         self.now_s = 0.0
+        self.calls = 0
 
     @property
     def wall_s(self) -> float:
         return WALL_S + self.now_s
 
     def __call__(self, event: ev.MembershipEvent) -> Sequence[ev.MembershipEffect]:
+        self.calls += 1
+        assert self.calls < 5_000, "no end in sight"
         effects = self.machine.handle(event, self.now_s)
         self.machine.check_invariants()
         return effects

@@ -24,9 +24,12 @@ class Driver:
     def __init__(self, **of_job: object) -> None:
         self.machine = Submission(job(**of_job), seed=1)  # type: ignore[arg-type]
         self.now_s = 100.0
+        self.calls = 0
         self.said: list[ev.SubmissionEffect] = []
 
     def __call__(self, event: ev.SubmissionEvent, after_s: float = 0.0) -> Sequence[ev.SubmissionEffect]:
+        self.calls += 1
+        assert self.calls < 5_000, "no end in sight"
         self.now_s += after_s
         effects = self.machine.handle(event, self.now_s)
         self.machine.check_invariants()
