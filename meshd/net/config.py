@@ -34,6 +34,7 @@ class NetConfig:
     ``/ip4/0.0.0.0/tcp/4001`` (port 0: any). Times in seconds.
 
     ``write_deadline_s``: how long a peer may take nothing before its connection is aborted.
+    ``recheck_interval_s``: how often the members at the other ends of live connections are judged anew.
     """
 
     seed: bytes = field(repr=False)
@@ -43,6 +44,7 @@ class NetConfig:
     handshake_timeout_s: float = 5.0
     write_deadline_s: float = 5.0
     directory_timeout_s: float = 1.0
+    recheck_interval_s: float = 5.0
 
     def __post_init__(self) -> None:
         if len(self.seed) != 32:

@@ -13,7 +13,7 @@ from libp2p.stream_muxer.exceptions import MuxedStreamError
 
 from meshd.core.errors import BadInput, FrameTooLarge, Truncated
 from meshd.core.ids import NodeId
-from meshd.net.mux import MAX_FRAME_BYTES, MuxStream
+from meshd.net.mux import FIRST_WINDOW_BYTES, MAX_FRAME_BYTES, MuxStream
 
 _HEADER: Final = struct.Struct("!IB")
 MAX_PAYLOAD_BYTES: Final = 64 * 1024 * 1024
@@ -75,7 +75,11 @@ class Frames:
         if size > max_bytes:
             raise FrameTooLarge(f"a frame of {size} bytes where {max_bytes} are allowed")
         end = _HEADER.size + size
-        await self._have(end)
+        if size <= FIRST_WINDOW_BYTES:
+            await self._have(end)
+        else:
+            async with self._stream.muxed_conn.large_frames:
+                await self._have(end)
         payload = bytes(self._received[_HEADER.size : end])
         del self._received[:end]
         return kind, payload

@@ -48,6 +48,7 @@ async def open_mesh_net(config: NetConfig, gate: Gate, judge: AdJudge) -> AsyncI
         swarm, net = _build(listeners, config, gate, judge)
         async with background_trio_service(swarm), trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, swarm.accept, listeners)
+            nursery.start_soon(swarm.keep_members, gate)
             try:
                 yield net
             finally:

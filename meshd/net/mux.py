@@ -46,6 +46,13 @@ FIRST_WINDOW_BYTES: Final = 256 * 1024
 MAX_WINDOW_BYTES: Final = 4 * 1024 * 1024
 """What a peer may send on a stream before it is read: yamux's start, doubled while the reader keeps up."""
 
+MAX_GROWTH_BYTES: Final = 32 * 1024 * 1024
+"""What the windows of one connection may grow by in all: fast for a few streams, and no peer fills our memory by
+growing all of them."""
+
+LARGE_FRAMES: Final = 8
+"""Frames beyond a first window that one peer may be in the middle of; it gets on with the others after them."""
+
 MAX_FRAME_BYTES: Final = 64 * 1024
 HIGH_WATER_BYTES: Final = 512 * 1024
 """Senders wait while so much is queued for the socket."""
@@ -67,6 +74,7 @@ class MuxStream(IMuxedStream):
         self._unacknowledged = 0
         self.receive_window = FIRST_WINDOW_BYTES
         self._target_window = FIRST_WINDOW_BYTES
+        self._grown_bytes = 0
         self.send_window = FIRST_WINDOW_BYTES
         self.send_over = False
         self.receive_over = False
@@ -89,7 +97,8 @@ class MuxStream(IMuxedStream):
         self._unacknowledged += n
         if self._unacknowledged * 2 < self._target_window or self.receive_over or self.was_reset:
             return
-        grown = min(self._target_window * 2, MAX_WINDOW_BYTES) - self._target_window
+        grown = self.muxed_conn.grow(min(self._target_window * 2, MAX_WINDOW_BYTES) - self._target_window)
+        self._grown_bytes += grown
         increment = self._unacknowledged + grown
         self._target_window += grown
         self._unacknowledged = 0
@@ -106,8 +115,11 @@ class MuxStream(IMuxedStream):
             await self._readers.park()
 
     async def read(self, n: int | None = None) -> bytes:
-        """Up to ``n`` bytes, at least one. Cancellable at no cost."""
+        """Up to ``n`` bytes, at least one. Cancellable at no cost. Raises MuxedStreamReset for more than a window: the
+        library asks for all that a peer announces, at once."""
         await trio.lowlevel.checkpoint_if_cancelled()
+        if n is not None and n > MAX_WINDOW_BYTES:
+            raise MuxedStreamReset(f"a message of {n} bytes")
         with trio.move_on_after(math.inf if self.patience_s is None else self.patience_s) as scope:
             await self.wait_readable()
         if scope.cancelled_caught:
@@ -196,6 +208,8 @@ class MuxStream(IMuxedStream):
             self.muxed_conn.slots.release()
         if self.was_reset or (self.send_over and self.receive_over):
             self.muxed_conn.streams.pop(self.stream_id, None)
+            grown, self._grown_bytes = self._grown_bytes, 0
+            self.muxed_conn.growth_left_bytes += grown
 
     def _wake(self) -> None:
         self._readers.unpark_all()
@@ -245,6 +259,8 @@ class Mux(IMuxedConn):
         self.write_deadline_s = write_deadline_s
         self.streams: dict[int, MuxStream] = {}
         self.slots = trio.Semaphore(MAX_STREAMS)
+        self.large_frames = trio.Semaphore(LARGE_FRAMES)
+        self.growth_left_bytes = MAX_GROWTH_BYTES
         self.last_received_at = trio.current_time()
         self.on_close: Callable[[], Awaitable[Any]] | None = None
         self.on_over: Callable[[], None] = lambda: None
@@ -396,6 +412,12 @@ class Mux(IMuxedConn):
 
     # Receiving
 
+    def grow(self, wanted_bytes: int) -> int:
+        """``wanted_bytes`` when the windows of this connection may grow so much more in all, else 0."""
+        granted = wanted_bytes if wanted_bytes <= self.growth_left_bytes else 0
+        self.growth_left_bytes -= granted
+        return granted
+
     async def _read_loop(self) -> None:
         pending = bytearray()
         while not self.is_closed:
@@ -433,7 +455,9 @@ class Mux(IMuxedConn):
     def _may_send(self, stream_id: int, flags: int, length: int) -> bool:
         """Whether a data frame of that length keeps to the stream's window: checked before its body is awaited."""
         stream = self.streams.get(stream_id)
-        return length <= (stream.receive_window if stream else MAX_WINDOW_BYTES)
+        if stream is not None:
+            return length <= stream.receive_window
+        return length <= (FIRST_WINDOW_BYTES if flags & SYN else MAX_WINDOW_BYTES)
 
     def _on_data(self, flags: int, stream_id: int, body: bytearray) -> None:
         stream = self._stream(flags, stream_id)

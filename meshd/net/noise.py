@@ -90,6 +90,7 @@ class MemberNoise(NoiseTransport):
         if not 0 < size <= limits.MAX_CERTIFICATE_BYTES:
             raise NotMember(f"a membership proof of {size} bytes")
         proof = await session.read_exactly(size)
+        session.proof = proof
         try:
             return self._gate.check(proof, peer)
         except NotMember:

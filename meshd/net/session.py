@@ -39,9 +39,10 @@ class Cipher(Protocol):
 
 
 class Session(BaseSession, ISecureConn):
-    """The connection after Noise. ``certificate`` is set once the peer has proven membership."""
+    """The connection after Noise. ``certificate`` and ``proof`` are set once the peer has proven membership."""
 
     certificate: Certificate | None = None
+    proof: bytes = b""
 
     def __init__(self, noise: SecureSession, socket: trio.SocketStream) -> None:
         super().__init__(

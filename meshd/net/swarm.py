@@ -11,6 +11,8 @@ Deviations, each with its reason; each may go when the named test passes without
 - `set_stream_handler`: the library ends the whole host on an exception of any stream handler, and on bad UTF-8 in a
   protocol header (``test_garbage``).
 - `_open_stream_on_connection`: a cancelled opening leaks one of the slots (``test_the_connection_survives``).
+- `Bounded`: before Noise the library reads whatever length a stranger announces
+  (``test_a_stranger_announcing_a_huge_message_is_hung_up_on_at_once``).
 - the upgrader: the muxer goes without saying, as our Noise protocol implies it; the library's negotiation would cost
   a round trip and instantiate its own yamux whatever it is given.
 """
@@ -29,6 +31,7 @@ from libp2p.exceptions import BaseLibp2pError
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network.auto_connector import AutoConnector
 from libp2p.network.config import ConnectionConfig
+from libp2p.network.connection.exceptions import RawConnError
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.exceptions import SwarmException
@@ -38,9 +41,10 @@ from libp2p.stream_muxer.exceptions import MuxedStreamError
 from libp2p.transport.upgrader import TransportUpgrader
 
 from meshd.core.errors import MeshError
+from meshd.core.ids import NodeId
 from meshd.net.addresses import Endpoint, parse_all
 from meshd.net.book import AddressBook
-from meshd.net.config import NetConfig
+from meshd.net.config import Gate, NetConfig
 from meshd.net.mux import Mux
 from meshd.net.noise import PROTOCOL, MemberNoise
 
@@ -48,6 +52,9 @@ log = logging.getLogger("meshd.net")
 
 SHUN_S = 10.0
 """How long the directory leaves a peer alone that it could not reach; a dial by the node itself is never refused."""
+
+MAX_CONNECTIONS_PER_PEER = 4
+"""Two, when both dial at once; the rest are dead ones that nobody has noticed yet."""
 
 _DIRECTORY_DIALS = 16
 
@@ -70,6 +77,20 @@ class Upgrader(TransportUpgrader):
     async def upgrade_connection(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
         """The muxer of that session."""
         return Mux(conn, peer_id, self._write_deadline_s)  # type: ignore[arg-type]
+
+
+MAX_RAW_READ_BYTES = 65535
+"""A Noise message; all that is said before is shorter."""
+
+
+class Bounded(RawConnection):
+    """The bytes under the handshake. Nobody there is a member yet, so no read is larger than a Noise message."""
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Up to ``n`` bytes. Raises RawConnError, having read nothing, when that is more than any message there."""
+        if n is not None and n > MAX_RAW_READ_BYTES:
+            raise RawConnError(f"a message of {n} bytes in a handshake")
+        return await super().read(n)
 
 
 class NoAutoConnector(AutoConnector):
@@ -179,6 +200,24 @@ class MeshSwarm(Swarm):
         """The peer may be dialled again."""
         self._shunned_until.pop(peer, None)
 
+    async def keep_members(self, gate: Gate) -> None:
+        """End connections whose peer's proof has run out, until cancelled. A peer that was renewed in the meantime
+        proves it with the next handshake, a moment later."""
+        while True:
+            await trio.sleep(self._config.recheck_interval_s)
+            for connection in self.get_connections():
+                mux = connection.muxed_conn
+                if isinstance(mux, Mux) and not mux.is_closed and not self._is_member(mux, gate):
+                    mux.abort()
+
+    def _is_member(self, mux: Mux, gate: Gate) -> bool:
+        try:
+            gate.check(mux.secured_conn.proof, NodeId(mux.peer_id.to_base58()))
+        except MeshError as error:  # whatever is wrong with it: fail closed
+            log.warning("connection with %s ends: %s", mux.peer_id, error)
+            return False
+        return True
+
     async def prune_idle(self, keep: int) -> None:
         """Close connections that carry no stream but the directory's until ``keep`` of them are left, the quietest
         first."""
@@ -188,7 +227,7 @@ class MeshSwarm(Swarm):
             await mux.close()
 
     async def _upgrade(self, socket: trio.SocketStream, peer: ID | None, *, outbound: bool) -> SwarmConn:
-        raw = RawConnection(TrioTCPStream(socket), outbound)
+        raw = Bounded(TrioTCPStream(socket), outbound)
         with trio.move_on_after(self._config.handshake_timeout_s):
             session = await self.upgrader.upgrade_security(raw, outbound, peer)
             mux = await self.upgrader.upgrade_connection(session, session.get_remote_peer())
@@ -200,12 +239,21 @@ class MeshSwarm(Swarm):
     async def add_conn(self, muxed_conn: IMuxedConn, direction: str = "unknown") -> SwarmConn:
         """Register a connection whose peer proved membership. Its end is reported at once: the library's notifee
         comes 200 ms later (``test_a_killed_peer_is_a_truncation_and_down_at_once``)."""
+        self._make_room(muxed_conn.peer_id)
         conn = await super().add_conn(muxed_conn, direction)
         self.unshun(muxed_conn.peer_id)
         if isinstance(muxed_conn, Mux) and not muxed_conn.is_closed:
             muxed_conn.on_over = partial(self._over, muxed_conn.peer_id)
             self.on_up(muxed_conn, direction == "outbound")
         return conn
+
+    def _make_room(self, peer: ID) -> None:
+        """End the oldest connections of ``peer`` beyond the bound: what it can make us hold is counted by connection.
+        (The library spares young ones, however many.)"""
+        live = [c.muxed_conn for c in self.get_connections(peer) if not c.is_closed]
+        for mux in live[: max(0, len(live) + 1 - MAX_CONNECTIONS_PER_PEER)]:
+            if isinstance(mux, Mux):
+                mux.abort()
 
     def _over(self, peer: ID) -> None:
         if all(conn.muxed_conn.is_closed for conn in self.get_connections(peer)):

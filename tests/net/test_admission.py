@@ -21,7 +21,7 @@ from libp2p.security.secio.transport import ID as SECIO
 from libp2p.security.secio.transport import Transport as Secio
 from libp2p.security.security_multistream import SecurityMultistream
 
-from meshd.core.errors import ClockWrong, NotMember
+from meshd.core.errors import ClockWrong, NotMember, Truncated
 from meshd.net.mesh_net import MeshNet
 from meshd.net.noise import PROTOCOL
 from tests.helpers import until
@@ -120,6 +120,22 @@ async def test_a_renewed_certificate_counts_from_the_next_handshake() -> None:
             await b.transport.dial(None, a.transport.addresses(), 5)
         gate.proof = Org().issue(id_of(2))
         assert await b.transport.dial(None, a.transport.addresses(), 5) == a.transport.node
+
+
+async def test_a_connection_does_not_outlive_the_certificate_it_was_made_with() -> None:
+    gate = MemberGate(Org(), Org().issue(id_of(2), ends=1.0))
+    async with member(1, recheck_interval_s=0.1) as a, member(2, gate, recheck_interval_s=3600) as b:
+        node = await b.transport.dial(None, a.transport.addresses(), 5)
+        stream = await b.transport.open_stream(node, ECHO, 5)
+        await stream.send(1, b"still a member")
+        assert await stream.receive(100) == (1, b"still a member")
+        with pytest.raises(Truncated), trio.fail_after(5):
+            await stream.receive(100)
+        await until(lambda: a.transport.connected() == b.transport.connected() == (), 2, "both ends letting go")
+        with pytest.raises(NotMember):
+            await b.transport.dial(None, a.transport.addresses(), 5)
+        gate.proof = Org().issue(id_of(2))
+        assert await b.transport.dial(None, a.transport.addresses(), 5) == node
 
 
 async def test_half_open_flood() -> None:
