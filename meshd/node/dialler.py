@@ -112,7 +112,7 @@ class Dialler:
     def _members(self, connected: set[NodeId]) -> list[tuple[NodeId | None, tuple[str, ...]]]:
         """Who is not connected and due: by its own word first, then by what was known when it was last reached."""
         found: dict[NodeId | None, tuple[str, ...]] = {}
-        for node, addresses in (*self._hints.items(), *self._known(), *self._remembered.items()):
+        for node, addresses in (*self._known(), *self._hints.items(), *self._remembered.items()):
             if node not in connected and node != self._transport.node and addresses and self._due(node):
                 found.setdefault(node, addresses)
         return list(found.items())

@@ -53,6 +53,7 @@ class Link:
     outbox: trio.MemoryReceiveChannel[frames.ControlMessage]
     heard_at_s: float
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    ended: trio.Event = field(default_factory=trio.Event)
 
     def say(self, message: frames.ControlMessage) -> None:
         """Queue a message; dropped when the neighbour is too slow for news."""
@@ -285,6 +286,7 @@ class Neighbours:
         except* Truncated:
             log.debug("control stream of %s ended", node)
         finally:
+            link.ended.set()
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
                 await stream.abort()
             if self._links.get(node) is link:
@@ -332,13 +334,16 @@ class Neighbours:
     async def _say_goodbye(self) -> None:
         async with trio.open_nursery() as nursery:
             for link in list(self._links.values()):
-                nursery.start_soon(self._bye, link.stream)
+                nursery.start_soon(self._bye, link)
 
-    async def _bye(self, stream: FrameStream) -> None:
+    async def _bye(self, link: Link) -> None:
+        """Say goodbye, and let the neighbour hang up: what is cut off right after it was sent may never be read."""
         try:
-            await stream.send(*frames.encode_control(frames.Bye("stopping")))
+            await link.stream.send(*frames.encode_control(frames.Bye("stopping")))
         except Truncated:
-            log.debug("%s was gone before the goodbye", stream.peer)
+            log.debug("%s was gone before the goodbye", link.stream.peer)
+            return
+        await link.ended.wait()
 
     # -- rhythm
 

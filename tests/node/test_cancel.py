@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 
 import pytest
 import trio
@@ -22,10 +23,8 @@ async def leave_after(node: MeshNode, job: Job, seconds: float) -> Outcome:
     """Run a job for so long, then leave."""
     got = Outcome()
     with trio.move_on_after(seconds):
-        try:
+        with suppress(NoWorker, Overloaded):
             await run_job(node, job, got)
-        except (NoWorker, Overloaded):
-            pass
     return got
 
 
