@@ -9,6 +9,21 @@ from meshd.core import limits
 from meshd.core.errors import BadInput
 from meshd.core.ids import ModelDigest, NodeId, parse_digest, parse_node_id
 
+MIN_TOKENS_PER_S = 1e-9
+MAX_TOKENS_PER_S = 1e12
+"""What a rate can be, with much room: beyond it, sums of seconds would not be numbers any more."""
+
+
+def _words(text: str, max_characters: int) -> None:
+    """Refuse what is too long, or would move a terminal's cursor: these words are shown on other machines."""
+    if len(text) > max_characters or not text.isprintable():
+        raise BadInput("ad field too long, or not printable", param="ad")
+
+
+def _rate(tokens_per_s: float) -> None:
+    if tokens_per_s != 0 and not MIN_TOKENS_PER_S <= tokens_per_s <= MAX_TOKENS_PER_S:
+        raise BadInput("a rate is 0 (not measured) or a sensible number of tokens per second", param="models")
+
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
@@ -17,6 +32,11 @@ class Gpu:
     name: str
     memory_bytes: int
     free_bytes: int
+
+    def __post_init__(self) -> None:
+        _words(self.name, 200)
+        if self.memory_bytes < 0 or self.free_bytes < 0:
+            raise BadInput("memory is never negative", param="gpus")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +55,11 @@ class ModelOffer:
         parse_digest(self.digest)
         if not 1 <= len(self.name) <= 200:
             raise BadInput("model name must have 1 to 200 characters", param="models")
+        _words(self.name, 200)
+        _rate(self.prefill_tokens_per_s)
+        _rate(self.generation_tokens_per_s)
+        if self.context_tokens < 0:
+            raise BadInput("a context is never negative", param="models")
 
 
 class OfferState(StrEnum):
@@ -79,8 +104,14 @@ class Ad:
             raise BadInput("too many models or GPUs in an ad", param="models")
         if not 0 <= self.slots_free <= self.slots <= 4096:
             raise BadInput("slots out of range", param="slots")
-        if len(self.addresses) > 16 or len(self.reason) > 200 or len(self.name) > 100:
-            raise BadInput("ad field too long", param="addresses")
+        if len(self.addresses) > 16:
+            raise BadInput("too many addresses in an ad", param="addresses")
+        for text, max_characters in ((self.name, 100), (self.reason, 200), (self.software, 100)):
+            _words(text, max_characters)
+        for address in self.addresses:
+            _words(address, 400)
+        if min(self.boot, self.seq, self.cpu_threads, self.memory_bytes) < 0:
+            raise BadInput("a count in an ad is never negative", param="ad")
 
     @property
     def version(self) -> tuple[int, int]:

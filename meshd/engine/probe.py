@@ -47,4 +47,8 @@ def _gpu(handle: object) -> Gpu:
     name = pynvml.nvmlDeviceGetName(handle)
     memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
     text = name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
-    return Gpu(name=text[:100], memory_bytes=int(memory.total), free_bytes=int(memory.free))
+    return Gpu(
+        name="".join(c for c in text[:100] if c.isprintable()),
+        memory_bytes=int(memory.total),
+        free_bytes=int(memory.free),
+    )
