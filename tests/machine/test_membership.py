@@ -187,6 +187,26 @@ def test_gossip_does_not_resurrect() -> None:
     assert d.liveness() is Liveness.ALIVE, "issued after the loss: it lives"
 
 
+def test_an_ad_from_between_loss_and_failed_dial_is_proof_of_life() -> None:
+    d = Driver()
+    d.heard(seq=1)
+    d.up()
+    d.down()
+    d.wait(1.0)
+    d(ev.DialFailed(A, d.wall_s))
+    d.heard(seq=2, age_s=0.5)
+    assert d.liveness() is Liveness.ALIVE, "it was lost a second ago, not at the dial"
+
+
+def test_a_silent_connection_is_judged_by_itself_whatever_gossip_says() -> None:
+    d = Driver()
+    d.heard(seq=1)
+    d.up()
+    d.wait(2.0)
+    d.heard(seq=2)
+    assert d.liveness() is Liveness.SUSPECT
+
+
 def test_dead_node_is_gone_from_every_view_within_fifteen_seconds() -> None:
     """Whatever gossip still repeats: the newest ad was issued before the death."""
     d = Driver()

@@ -14,7 +14,7 @@ from meshd.machine.submission_events import Heartbeat, SubmissionEvent, Submitte
 from meshd.machine.table import Ignored, Story, unanswered
 from tests.policy.make import job_id
 
-MACHINES = [
+MACHINES: list[tuple[dict[Any, Any], type[StrEnum], tuple[type, ...]]] = [
     (submission.TABLE, submission.State, get_args(SubmissionEvent)),
     (execution.TABLE, execution.State, get_args(RunEvent)),
     (membership.TABLE, membership.State, get_args(PeerEvent)),

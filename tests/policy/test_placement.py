@@ -70,6 +70,18 @@ def test_local_node_obeys_class_region_model_and_slots() -> None:
     assert feasible(job(model="none"), candidate(local=True)) is Infeasible.NO_MODEL
 
 
+@pytest.mark.parametrize("data_class", list(DataClass))
+def test_clearance_admits_its_own_class_and_those_below(data_class: DataClass) -> None:
+    wanted = Infeasible.CLEARANCE if data_class > DataClass.CONFIDENTIAL else None
+    assert feasible(job(data_class=data_class), candidate()) is wanted
+
+
+def test_region_admits_itself_and_what_lies_within() -> None:
+    assert feasible(job(regions=("eu/de/berlin",)), candidate()) is None
+    assert feasible(job(regions=("eu/de/ber",)), candidate()) is Infeasible.REGION
+    assert feasible(job(regions=("eu/de/berlin/mitte",)), candidate()) is Infeasible.REGION
+
+
 def test_noop_needs_no_model() -> None:
     bare = candidate(models=())
     assert feasible(job(kind=TaskKind.NOOP), bare) is None

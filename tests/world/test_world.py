@@ -73,11 +73,12 @@ def _starts_over_and_repeats(patch: pytest.MonkeyPatch) -> None:
     """Neither resumes after what was delivered nor drops what the app has already."""
     placed = Submission._placed
 
-    def from_scratch(self: Submission, event: object, now_s: float) -> list[object]:
-        (offer,) = placed(self, event, now_s)  # type: ignore[arg-type]
-        return [replace(offer, delivered=())]  # type: ignore[type-var]
+    def from_scratch(self: Submission, event: ev.Placed, now_s: float) -> list[ev.SubmissionEffect]:
+        (offer,) = placed(self, event, now_s)
+        assert isinstance(offer, ev.Offer)
+        return [replace(offer, delivered=())]
 
-    patch.setitem(submission.TABLE, (submission.State.PLACING, ev.Placed), from_scratch)  # type: ignore[arg-type]
+    patch.setitem(submission.TABLE, (submission.State.PLACING, ev.Placed), from_scratch)
     patch.setattr(Submission, "_in_order", lambda self, tokens: (list(tokens), False))
     patch.setattr(Submission, "check_invariants", lambda self: None)
 
