@@ -24,7 +24,7 @@ from meshd.machine import submission_events as on
 from meshd.machine.submission import State, Submission
 from meshd.machine.table import StoryEntry
 from meshd.node.answer import AnswerBuffer
-from meshd.node.timer import Timer
+from meshd.node.timer import Alarms
 from meshd.node.views import AttemptView, JobDone, JobView, Rerouted, TextDelta
 from meshd.policy.placement import Placement, PlacementView, place
 from meshd.policy.text import TextAssembler
@@ -62,6 +62,7 @@ class JobShell:
         me: NodeId,
         view: PlacementView,
         attempts: Attempts,
+        alarms: Alarms,
         name_of: Callable[[NodeId], str],
         wall: Callable[[], float],
         patience_s: float,
@@ -69,14 +70,13 @@ class JobShell:
     ) -> None:
         self.job = job
         self.answer = AnswerBuffer(job.id)
-        self.over = trio.Event()
         self._me = me
         self._machine = Submission(job, seed=seed, patience_s=patience_s)
         self._view = view
         self._attempts = attempts
         self._name_of = name_of
         self._wall = wall
-        self._timer = Timer(self._machine.next_deadline, lambda: self.feed(on.Tick()))
+        self._alarms = alarms
         self._pending: deque[on.SubmissionEvent] = deque()
         self._feeding = False
         self._assembler = TextAssembler(job.generation.stop if job.generation else ())
@@ -87,20 +87,21 @@ class JobShell:
         self._ended_at: float | None = None
         self._finish = ""
 
-    def start(self, nursery: trio.Nursery) -> None:
-        """Begin; the job's timer lives in ``nursery`` until the job is over."""
-        nursery.start_soon(self._keep_time)
+    def start(self) -> None:
+        """Begin."""
         self.feed(on.Submitted())
+
+    def next_deadline(self) -> float | None:
+        """When time changes something for this job."""
+        return self._machine.next_deadline()
+
+    def wake(self) -> None:
+        """That time has come."""
+        self.feed(on.Tick())
 
     def cancel(self) -> None:
         """The app is gone: cancel the job everywhere. Does nothing to a job that is over."""
         self.feed(on.Cancelled())
-
-    async def _keep_time(self) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._timer.run)
-            await self.over.wait()
-            nursery.cancel_scope.cancel()
 
     def feed(self, event: on.SubmissionEvent) -> None:
         """Let the machine see ``event`` and do what follows; events made meanwhile come after it, in order."""
@@ -117,7 +118,7 @@ class JobShell:
                     self._record(event.attempt, outcome=event.reason)
         finally:
             self._feeding = False
-        self._timer.poke()
+        self._alarms.poke(self)
 
     def receipt(self, attempt: AttemptId, receipt: Receipt, receipt_id: str) -> None:
         """The worker's receipt of ``attempt`` came and is good."""
@@ -220,7 +221,7 @@ class JobShell:
     def _end(self, finish: str) -> None:
         self._finish = finish
         self._ended_at = self._wall()
-        self.over.set()
+        self._alarms.forget(self)
 
     def _record(self, attempt: AttemptId, *, outcome: str) -> None:
         record = self._records.get(attempt.number)

@@ -22,6 +22,7 @@ from meshd.node.job_shell import JobShell
 from meshd.node.ports import FrameStream
 from meshd.node.receipts import ReceiptKeeper
 from meshd.node.streams import TaskStreams
+from meshd.node.timer import Alarms
 from meshd.node.views import JobView
 from meshd.policy.placement import PlacementView
 from meshd.wire import frames
@@ -87,6 +88,7 @@ class Submitter:
         self._running: dict[str, JobShell] = {}
         self._ended: deque[JobView] = deque(maxlen=history)
         self._talks: dict[AttemptId, Conversation] = {}
+        self._alarms = Alarms()
         self._nursery: trio.Nursery | None = None
 
     @asynccontextmanager
@@ -94,6 +96,7 @@ class Submitter:
         """Run jobs while in the context; leaving it ends every conversation."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            nursery.start_soon(self._alarms.run)
             nursery.start_soon(self._renew_leases, nursery)
             try:
                 yield
@@ -115,6 +118,7 @@ class Submitter:
             me=self._key.node,
             view=self._view if only is None else self._view_of(only),
             attempts=self,
+            alarms=self._alarms,
             name_of=self._name_of,
             wall=self._wall,
             patience_s=self._patience_s,
@@ -122,7 +126,7 @@ class Submitter:
         )
         self._running[job.id] = shell
         try:
-            shell.start(self._nursery)
+            shell.start()
             yield shell.answer
         finally:
             shell.cancel()
