@@ -27,6 +27,7 @@ async def test_a_remote_answer_streams_in_order_with_usage_and_the_same_receipt_
         assert got.done is not None and got.done.finish is FinishReason.LENGTH
         assert (got.usage.completion_tokens, got.tokens) == (10, 10) and got.usage.prompt_tokens > 0
         await all_idle([app, worker])
+        await until(lambda: app.ledger.signed, 1)
         assert app.ledger.signed == worker.ledger.signed and len(app.ledger.signed) == 1
         signed = app.ledger.signed[0]
         assert got.done.receipt_id == receipt_id(signed) and got.done.receipt == open_receipt(signed, worker.node)
