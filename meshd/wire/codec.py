@@ -18,6 +18,10 @@ MAX_DEPTH: Final = 12
 MAX_ITEMS: Final = 4096
 """Entries of one list or map. Long runs of tokens travel as packed bytes, so no honest list comes near."""
 
+MAX_TOTAL_ITEMS: Final = 32_768
+"""Entries of all lists and maps together. A task of MAX_MESSAGES turns has 6,144. Without this bound 4 MiB of empty
+lists would take 300 MiB and seconds on the event loop."""
+
 Value = None | bool | int | float | str | bytes | list[Any] | dict[str, Any]
 """What msgpack carries here: no extension types, text keys only."""
 
@@ -40,14 +44,16 @@ def decode(data: bytes, max_bytes: int) -> Any:
 
     Raises FrameTooLarge before anything is read when ``data`` is longer than ``max_bytes``, ProtocolViolation for
     everything that :func:`encode` would not have written: trailing or missing bytes, extension types, unsorted or
-    doubled keys, long forms, too deep nesting. Memory is bounded by a small multiple of ``max_bytes``.
+    doubled keys, long forms, too deep nesting, too many entries. Memory is bounded by ``max_bytes`` and a few MiB.
     """
     if len(data) > max_bytes:
         raise FrameTooLarge(f"message of {len(data)} bytes where {max_bytes} are allowed")
+    count = _Count()
     try:
         value = msgpack.unpackb(
             data,
-            object_pairs_hook=_ordered,
+            list_hook=count.entries,
+            object_pairs_hook=count.ordered,
             ext_hook=_refuse_ext,
             max_array_len=MAX_ITEMS,
             max_map_len=MAX_ITEMS,
@@ -78,6 +84,29 @@ def _depth_within(value: object, depth: int) -> bool:
     if type(value) is dict:
         return depth > 0 and all(_depth_within(v, depth - 1) for v in value.values())
     return type(value) is not msgpack.Timestamp  # timestamps are an extension type that skips the hook
+
+
+class _Count:
+    """Counts the entries of one message while it is read, and refuses beyond MAX_TOTAL_ITEMS."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        self._left = MAX_TOTAL_ITEMS
+
+    def entries(self, items: list[object]) -> list[object]:
+        """A list that was read."""
+        self._left -= len(items)
+        if self._left < 0:
+            raise ValueError("too many entries")
+        return items
+
+    def ordered(self, pairs: list[tuple[object, object]]) -> dict[str, object]:
+        """A map that was read."""
+        self._left -= len(pairs)
+        if self._left < 0:
+            raise ValueError("too many entries")
+        return _ordered(pairs)
 
 
 def _ordered(pairs: list[tuple[object, object]]) -> dict[str, object]:

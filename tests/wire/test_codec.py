@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshd.core.errors import BadInput, FrameTooLarge, ProtocolViolation
-from meshd.wire.codec import MAX_DEPTH, MAX_ITEMS, decode, encode
+from meshd.wire.codec import MAX_DEPTH, MAX_ITEMS, MAX_TOTAL_ITEMS, decode, encode
 
 SCALARS = (
     st.none()
@@ -96,7 +96,20 @@ def test_what_msgpack_cannot_say_is_the_callers_fault(value: object) -> None:
 
 
 def test_hostile_input_costs_little_time() -> None:
-    wide = b"\xdc\x10\x00" + (b"\x9f" + b"\x90" * 15) * 4096
+    """Empty lists without end: a byte each here, 64 bytes and a visit each once read."""
+    inner = b"\xdc\x0f\xff" + b"\x90" * 4095
+    wide = b"\xdc\x03\xff" + inner * 1023
     began = time.process_time()
-    decode(wide, len(wide))
-    assert time.process_time() - began < 1
+    with pytest.raises(ProtocolViolation):
+        decode(wide, len(wide))
+    assert time.process_time() - began < 0.2
+
+
+def test_entries_are_bounded_in_all_not_only_in_each_list() -> None:
+    fits = [[0] * 4095] * 7 + [[0] * (MAX_TOTAL_ITEMS - 7 * 4095 - 8)]
+    assert decode(encode(fits), 1 << 20) == fits
+    with pytest.raises(ProtocolViolation):
+        decode(encode([*fits, 0]), 1 << 20)
+    maps = [{f"{i:04}": i for i in range(4000)}] * 9
+    with pytest.raises(ProtocolViolation):
+        decode(encode(maps), 1 << 20)
