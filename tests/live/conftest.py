@@ -83,7 +83,16 @@ def _trio(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Trio
             cluster.share(worker, "50%")
         cluster.wait_to_meet()
         cluster.wait_for_workers(carol, 2, TINY)
+        for node in cluster.nodes:
+            keep_port(node)
         yield Trio(cluster, alpha, bravo, carol)
+
+
+def keep_port(node: Node) -> None:
+    """From its next start on the node listens where it listens now, as machines with a configured port do."""
+    (address,) = node.status()["me"]["addresses"]
+    config = node.home / "config.toml"
+    config.write_text(config.read_text("utf-8").replace("/ip4/127.0.0.1/tcp/0", address), "utf-8")
 
 
 @pytest.fixture

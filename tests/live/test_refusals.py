@@ -48,7 +48,8 @@ def test_class_and_region_decide_who_may_run_it(trio: Trio) -> None:
 def test_nobody_left_is_told_before_the_first_byte(trio: Trio) -> None:
     for worker in trio.workers:
         worker.post("/mesh/v1/pause")
-    assert "not_open" in refusal(trio.carol, body())["message"] or "paused" in refusal(trio.carol, body())["message"]
+    error = refusal(trio.carol, body())
+    assert "paused" in error["message"] and error["hint"]
 
 
 def test_a_stream_that_nobody_can_complete_ends_in_a_typed_error(trio: Trio) -> None:
