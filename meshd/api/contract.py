@@ -19,7 +19,7 @@ DRAIN: Final = "/mesh/v1/drain"  # POST {"deadline_s": float} -> ShareView, when
 MODELS: Final = "/mesh/v1/models"  # GET -> {"models": [MeshModelView]}; POST {"path", "name"?} -> ModelView
 MODEL: Final = "/mesh/v1/models/{name:path}"  # DELETE -> {}
 INVITES: Final = "/mesh/v1/invites"  # POST {"site","region","clearance","valid_s","uses","labels"} -> {"invite": str}
-NOOP: Final = "/mesh/v1/noop"  # POST {"worker"?: str} -> {"ms": float}: one no-op task through the mesh
+NOOP: Final = "/mesh/v1/noop"  # POST {"worker"?, "count"?, "concurrency"?} -> NoopReport: no-op tasks, timed
 SHUTDOWN: Final = "/mesh/v1/shutdown"  # POST -> {}
 HEALTH: Final = "/healthz"  # GET, no token -> {"ok": true}
 

@@ -101,9 +101,9 @@ class MeshRoutes:
         return json_response({"invite": await self._service.invite(wanted)})
 
     async def noop(self, request: Request) -> Response:
-        """One no-op task through the mesh, timed."""
-        worker = parse.parse_noop(decode(await request.body()))
-        return json_response({"ms": await self._service.noop(worker)})
+        """No-op tasks through the mesh, timed."""
+        wanted = parse.parse_noop(decode(await request.body()))
+        return json_response(asdict(await self._service.noop(wanted)))
 
     async def shutdown(self, request: Request) -> Response:
         """Ask the daemon to stop."""

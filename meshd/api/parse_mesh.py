@@ -5,9 +5,11 @@ from __future__ import annotations
 from meshd.api.fields import Fields
 from meshd.core.classes import DataClass, Region
 from meshd.core.trust import parse_name
-from meshd.node.views import InviteRequest
+from meshd.node.views import InviteRequest, NoopRequest
 
 MAX_INVITE_VALID_S = 30 * 24 * 3600.0
+MAX_NOOPS = 10_000
+MAX_NOOPS_AT_ONCE = 64
 """An invite is a bearer secret: a month is long enough to lose one."""
 
 MAX_DRAIN_S = 24 * 3600.0
@@ -57,9 +59,11 @@ def parse_invite(body: object) -> InviteRequest:
     return InviteRequest(site, region, clearance, 24 * 3600.0 if valid_s is None else valid_s, uses or 1, labels)
 
 
-def parse_noop(body: object) -> str | None:
-    """{"worker"?: a node's id or name}; None lets the node choose."""
+def parse_noop(body: object) -> NoopRequest:
+    """{"worker"?: a node's id or name (absent: the node chooses), "count"?: 1 to 10,000, "concurrency"?: 1 to 64}."""
     fields = Fields(body)
     worker = fields.text("worker", max_chars=100)
+    count = fields.integer("count", 1, MAX_NOOPS)
+    concurrency = fields.integer("concurrency", 1, MAX_NOOPS_AT_ONCE)
     fields.finish()
-    return worker or None
+    return NoopRequest(worker or None, count or 1, concurrency or 1)

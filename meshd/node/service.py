@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import statistics
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from meshd.node.views import (
     MeshModelView,
     ModelView,
     NodeView,
+    NoopReport,
+    NoopRequest,
     OrgView,
     ShareView,
     StatusView,
@@ -93,9 +96,30 @@ class MeshService:
         """A seed for a request that named none."""
         return int.from_bytes(self._parts.random(4), "big")
 
-    async def noop(self, worker: str | None) -> float:
-        """One no-op task through the mesh; the round trip in ms. Raises NoWorker, NotFound, BadInput."""
-        only = None if worker is None else self._named(worker)
+    async def noop(self, request: NoopRequest) -> NoopReport:
+        """No-op tasks through the mesh, timed. Raises NoWorker, NotFound, BadInput."""
+        only = None if request.worker is None else self._named(request.worker)
+        times_ms: list[float] = []
+        faults: list[MeshError] = []
+        left = iter(range(request.count))
+        began_s = trio.current_time()
+
+        async def one_after_the_other() -> None:
+            try:
+                for _ in left:
+                    times_ms.append(await self._noop(only))
+            except MeshError as e:
+                faults.append(e)
+                nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(request.concurrency):
+                nursery.start_soon(one_after_the_other)
+        if faults:
+            raise faults[0]
+        return NoopReport(statistics.median(times_ms), tuple(times_ms), trio.current_time() - began_s)
+
+    async def _noop(self, only: NodeId | None) -> float:
         job = Job(self.new_job_id(), TaskKind.NOOP, "", None, Constraints(DataClass.PUBLIC))
         began_s = trio.current_time()
         async with self._parts.submitter.submit(job, only) as answer:

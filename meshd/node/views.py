@@ -215,6 +215,25 @@ class InviteRequest:
     labels: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class NoopRequest:
+    """``count`` no-op tasks, ``concurrency`` at a time, to ``worker`` (a node's id or name; None: whoever the
+    placement picks)."""
+
+    worker: str | None = None
+    count: int = 1
+    concurrency: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class NoopReport:
+    """Round trips of no-op tasks: their median, each of them, and the time for all (s)."""
+
+    ms: float
+    round_trips_ms: tuple[float, ...]
+    wall_s: float
+
+
 class Service(Protocol):
     """The node as the local API serves it. Every method raises only MeshErrors."""
 
@@ -255,9 +274,8 @@ class Service(Protocol):
     async def invite(self, request: InviteRequest) -> str:
         """A new invite as text. Raises NotAuthorised when this node is no issuer."""
 
-    async def noop(self, worker: str | None) -> float:
-        """One no-op task, signed and sealed like any other, to ``worker`` (None: whoever the placement picks).
-        Returns the round trip in ms. Raises NoWorker, NotFound, Unreachable."""
+    async def noop(self, request: NoopRequest) -> NoopReport:
+        """No-op tasks, each signed and sealed like any other. Raises NoWorker, NotFound, Unreachable."""
 
     async def shutdown(self) -> None:
         """Ask the daemon to stop (returns before it has)."""

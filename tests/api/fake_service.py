@@ -20,6 +20,8 @@ from meshd.node.views import (
     MeshModelView,
     ModelView,
     NodeView,
+    NoopReport,
+    NoopRequest,
     OrgView,
     ShareView,
     StatusView,
@@ -190,9 +192,9 @@ class FakeService:
         self._did("invite", request)
         return "mesh1invite"
 
-    async def noop(self, worker: str | None) -> float:
-        self._did("noop", worker)
-        return 1.5
+    async def noop(self, request: NoopRequest) -> NoopReport:
+        self._did("noop", request)
+        return NoopReport(1.5, (1.5,), 0.0015)
 
     async def shutdown(self) -> None:
         self._did("shutdown")

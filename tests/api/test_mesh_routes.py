@@ -8,7 +8,7 @@ import pytest
 
 from meshd.core.classes import DataClass, Region
 from meshd.core.errors import AlreadyDone, BeyondLimits, InviteExpired, MeshError, NotAuthorised, NotFound, Unreachable
-from meshd.node.views import InviteRequest
+from meshd.node.views import InviteRequest, NoopRequest
 from tests.api.fake_service import FakeService
 from tests.api.running import running
 
@@ -30,9 +30,9 @@ INVITE = {"site": "hq", "region": "eu/de", "clearance": "confidential", "valid_s
         ("models", {"path": "/m.gguf"}, ("add_model", "/m.gguf", None)),
         ("models", {"path": "/m.gguf", "name": "n"}, ("add_model", "/m.gguf", "n")),
         ("invites", INVITE, None),
-        ("noop", None, ("noop", None)),
-        ("noop", {"worker": NODE}, ("noop", NODE)),
-        ("noop", {"worker": "blue fox"}, ("noop", "blue fox")),
+        ("noop", None, ("noop", NoopRequest())),
+        ("noop", {"worker": NODE}, ("noop", NoopRequest(NODE))),
+        ("noop", {"worker": "blue fox", "count": 9, "concurrency": 3}, ("noop", NoopRequest("blue fox", 9, 3))),
         ("shutdown", None, ("shutdown",)),
     ],
 )
@@ -47,7 +47,11 @@ async def test_posts(path: str, body: Any, call: tuple[object, ...] | None) -> N
             answer = await api.http.post(f"/mesh/v1/{path}")
     assert answer.status_code == 200, answer.text
     assert api.service.calls == [expected]
-    known = {"noop": {"ms": 1.5}, "shutdown": {}, "invites": {"invite": "mesh1invite"}}
+    known = {
+        "noop": {"ms": 1.5, "round_trips_ms": [1.5], "wall_s": 0.0015},
+        "shutdown": {},
+        "invites": {"invite": "mesh1invite"},
+    }
     if path in known:
         assert answer.json() == known[path]
     elif path != "models":
@@ -91,6 +95,8 @@ async def test_a_model_is_removed_by_a_name_with_slashes() -> None:
         ("invites", {**INVITE, "uses": 0}, "uses"),
         ("invites", {**INVITE, "valid_s": 1e9}, "valid_s"),
         ("noop", {"worker": 5}, "worker"),
+        ("noop", {"count": 10_001}, "count"),
+        ("noop", {"concurrency": 0}, "concurrency"),
     ],
 )
 async def test_bad_bodies_never_reach_the_service(path: str, body: object, param: str) -> None:

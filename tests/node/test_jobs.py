@@ -7,7 +7,7 @@ import trio
 
 from meshd.core.generation import FinishReason
 from meshd.core.share import Share
-from meshd.node.views import JobDone, TextDelta
+from meshd.node.views import JobDone, NoopRequest, TextDelta
 from meshd.wire.protocols import TASK
 from meshd.wire.receipt import open_receipt, receipt_id
 from tests.helpers import until
@@ -67,9 +67,10 @@ async def test_jobs_at_once_use_a_stream_each_and_keep_them() -> None:
 async def test_a_noop_goes_there_and_back() -> None:
     async with mesh_of(client(), "worker") as mesh:
         app, worker = mesh.nodes["app"], mesh.nodes["worker"]
-        assert 0 < await app.service.noop("worker") < 20
+        report = await app.service.noop(NoopRequest("worker", count=5, concurrency=2))
+        assert len(report.round_trips_ms) == 5 and 0 < report.ms < 20
         assert worker.engine.started == 0
-        assert [j.kind for j in worker.jobs("worker")] == ["noop"]
+        assert [j.kind for j in worker.jobs("worker")] == ["noop"] * 5
         await until(lambda: app.ledger.signed, 1)
         assert app.ledger.signed == worker.ledger.signed
 
