@@ -25,6 +25,11 @@ MAX_DIALS = 8
 """Dials at once: a handshake is a few milliseconds of work, a dead address only waits."""
 
 MAX_HINTS = 256
+MAX_HINT_DIALS = 4
+"""Of a round's dials, how many may follow from nothing but hints: as many dials at once are left for members."""
+
+MAX_ADDRESSES = 8
+"""Addresses of one node that one source may make us try."""
 
 FIRST_RETRY_S = 1.0
 MAX_RETRY_S = 30.0
@@ -73,7 +78,7 @@ class Dialler:
         if node == self._transport.node:
             return
         self._hints.pop(node, None)
-        self._hints[node] = tuple(addresses[:8])
+        self._hints[node] = tuple(addresses[:MAX_ADDRESSES])
         if len(self._hints) > MAX_HINTS:
             del self._hints[next(iter(self._hints))]
         self._wake.set()
@@ -110,12 +115,18 @@ class Dialler:
         return self._members(connected)[: max(0, self._max_neighbours - len(connected))] + strangers
 
     def _members(self, connected: set[NodeId]) -> list[tuple[NodeId | None, tuple[str, ...]]]:
-        """Who is not connected and due: by its own word first, then by what was known when it was last reached."""
+        """Who is not connected and due, at every address known: by its own word first, then where it was last
+        reached. A hint adds an address and takes none away, and those known by nothing else come last and few at a
+        time: anybody on the LAN can send hints, about any node, and must not keep members apart."""
         found: dict[NodeId | None, tuple[str, ...]] = {}
-        for node, addresses in (*self._known(), *self._hints.items(), *self._remembered.items()):
+        members = (*self._known(), *self._remembered.items())
+        sure = {node for node, _ in members}
+        unsure = [node for node in self._hints if node not in sure and node not in connected and self._due(node)]
+        hints = [(n, a) for n, a in self._hints.items() if n in sure or n in unsure[:MAX_HINT_DIALS]]
+        for node, addresses in (*members, *hints):
             if node not in connected and node != self._transport.node and addresses and self._due(node):
-                found.setdefault(node, addresses)
-        return list(found.items())
+                found[node] = (*found.get(node, ()), *addresses[:MAX_ADDRESSES])
+        return [(node, tuple(dict.fromkeys(addresses))) for node, addresses in found.items()]
 
     async def _remember(self, connected: set[NodeId]) -> None:
         """Keep where those listen who dialled us: after a restart it is for us to find them."""

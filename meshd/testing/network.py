@@ -266,7 +266,7 @@ class FakeNetwork:
         for there, transport in self.transports.items():
             if transport.addresses()[0] in plain and (there == node or (node is None and named <= {there})):
                 return there
-        return node if node is not None and node in self.transports[node].links else None
+        return node if node in self.transports and node in self.transports[node].links else None
 
     def connect(self, a: NodeId, b: NodeId) -> None:
         """Make the connection, unless there is one. Raises NotMember for another organisation's node."""

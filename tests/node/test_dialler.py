@@ -141,6 +141,34 @@ async def test_a_hint_is_dialled_at_once_and_its_own_word_comes_first() -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_a_forged_hint_does_not_keep_members_apart() -> None:
+    """Anybody on the LAN can say that a member is elsewhere."""
+    async with FakeNetwork() as network, trio.open_nursery() as nursery:
+        a, b = (network.transport(fake_certificate(n)) for n in (A, B))
+        dials = Dials(network, book=MemoryBook({A: a.addresses()}))
+        dials.known[B] = b.addresses()
+        for node in (A, B):
+            dials.dialler.hint(node, (DEAD,) * dialling.MAX_ADDRESSES)
+        nursery.start_soon(dials.dialler.run)
+        await until(lambda: set(dials.transport.connected()) == {A, B}, 1)
+        assert all(addresses[0] != DEAD for _, _, addresses in dials.made)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_flood_of_hints_delays_no_member() -> None:
+    async with FakeNetwork() as network, trio.open_nursery() as nursery:
+        a = network.transport(fake_certificate(A))
+        dials = Dials(network, most=8)
+        for number in range(10, 10 + dialling.MAX_HINTS):
+            dials.dialler.hint(fake_node(number), (DEAD,))
+        dials.known[A] = a.addresses()
+        nursery.start_soon(dials.dialler.run)
+        await until(lambda: dials.transport.connected() == (A,), 1)
+        first_round = [node for at_s, node, _ in dials.made if at_s == dials.made[0][0]]
+        assert len(first_round) <= 1 + dialling.MAX_HINT_DIALS
+        nursery.cancel_scope.cancel()
+
+
 async def test_hints_are_bounded() -> None:
     async with FakeNetwork() as network:
         dials = Dials(network)
