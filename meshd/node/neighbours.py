@@ -118,6 +118,7 @@ class Neighbours:
         self._machine = Membership(transport.node, seed=int.from_bytes(random(4), "big"), max_nodes=max_peers)
         self._timer = Timer(self._machine.next_deadline, lambda: self.feed(on.Tick(wall())))
         self._links: dict[NodeId, Link] = {}
+        self._connections: dict[NodeId, object] = {}
         self._values: dict[NodeId, bytes] = {}
         self._certificates: dict[NodeId, Certificate] = {}
         self._listeners: Listeners | None = None
@@ -241,10 +242,12 @@ class Neighbours:
         async for event in self._transport.events():
             if isinstance(event, PeerUp):
                 self._certificates[event.node] = event.certificate
+                self._connections[event.node] = object()
                 self.feed(on.PeerUp(event.node, facts_of(event.certificate)))
                 if self._transport.node < event.node:
                     self._nursery.start_soon(self._open, event.node)
             else:
+                self._connections.pop(event.node, None)
                 self._unlink(event.node)
                 self._listeners.connection_lost(event.node)
                 self.feed(on.PeerDown(event.node, self._wall()))
@@ -258,18 +261,24 @@ class Neighbours:
         if link is not None:
             link.scope.cancel()
 
+    async def _cut(self, node: NodeId, connection: object) -> None:
+        """Cut ``node`` off, unless that connection is gone already and another one has taken its place."""
+        if self._connections.get(node) is connection:
+            await self._transport.drop(node)
+
     async def _open(self, node: NodeId) -> None:
+        connection = self._connections.get(node)
         try:
             stream = await self._transport.open_stream(node, CONTROL, OPEN_TIMEOUT_S)
         except MeshError as e:
             log.info("no control stream with %s: %s", self.name_of(node), e.message)
-            await self._transport.drop(node)
+            await self._cut(node, connection)
             return
         await self._serve(stream)
 
     async def _serve(self, stream: FrameStream) -> None:
         """Run one control stream until it ends; its end costs the connection, which a live peer makes anew."""
-        node = stream.peer
+        node, connection = stream.peer, self._connections.get(stream.peer)
         send, outbox = trio.open_memory_channel[frames.ControlMessage](MAX_OUTBOX_FRAMES)
         link = Link(stream, send, outbox, trio.current_time())
         self._unlink(node)
@@ -292,7 +301,7 @@ class Neighbours:
             if self._links.get(node) is link:
                 del self._links[node]
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
-                    await self._transport.drop(node)
+                    await self._cut(node, connection)
 
     async def _speak(self, link: Link) -> None:
         async for message in link.outbox:

@@ -11,7 +11,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import trio
 
@@ -58,6 +58,10 @@ HISTORY = 200
 
 OUTBOX_MESSAGES = 65_536
 """What one attempt may have to say and cannot, before its reader counts as gone. An answer's tokens fit."""
+
+FRAME_TOKENS = 256
+FRAME_BYTES = 32 * 1024
+"""Tokens told at once, and bytes of their text: half of what a frame holds."""
 
 ENGINE_REST_S = 2.0
 """After the engine failed, offers are declined for so long: it is starting again, and others are better placed."""
@@ -297,19 +301,23 @@ class Worker:
                 signed = await self._keep(hosting, message.receipt)
                 await self._send(hosting, frames.Ended(message.reason, message.message[:500], signed))
             case on.SendTokens():
-                await self._send(hosting, frames.Tokens(self._joined(hosting, message.tokens)))
+                await self._send(hosting, frames.Tokens(self._joined(hosting, message)))
             case on.SendStarted():
                 model = hosting.opened.task.job.model
                 await self._send(hosting, frames.Started(message.prompt_tokens, message.digest, model, message.stops))
             case on.SendHeartbeat():
                 await self._send(hosting, frames.Heartbeat())
 
-    def _joined(self, hosting: Hosting, tokens: tuple[Token, ...]) -> tuple[Token, ...]:
-        """``tokens`` and those that wait right behind them, up to what one frame holds."""
-        while hosting.outbox and isinstance(after := hosting.outbox[0], on.SendTokens) and len(tokens) < 256:
+    def _joined(self, hosting: Hosting, said: on.SendTokens) -> tuple[Token, ...]:
+        """The tokens of ``said`` and those that wait right behind them, as many as one frame holds."""
+        tokens, outbox = said.tokens, hosting.outbox
+        while outbox and isinstance(after := outbox[0], on.SendTokens) and len(tokens) < FRAME_TOKENS:
             tokens += after.tokens
-            hosting.outbox.popleft()
-        return tokens
+            outbox.popleft()
+        fit = _fitting(tokens)
+        if fit < len(tokens):
+            outbox.appendleft(replace(said, tokens=tokens[fit:]))
+        return tokens[:fit]
 
     async def _send(self, hosting: Hosting, message: frames.FromWorker) -> None:
         await hosting.stream.send(TaskFrame.SEALED, hosting.writer.seal(message))
@@ -452,6 +460,16 @@ class Worker:
                         self.feed(on.EngineBegan(*key, prompt_tokens, stops))
                     case EngineFinished(reason):
                         self.feed(on.EngineEnded(*key, reason))
+
+
+def _fitting(tokens: tuple[Token, ...]) -> int:
+    """How many of ``tokens`` go into one frame: a piece has any length that a model's vocabulary gives it."""
+    size_bytes = 0
+    for at, token in enumerate(tokens[:FRAME_TOKENS]):
+        size_bytes += len(token.piece)
+        if size_bytes > FRAME_BYTES:
+            return max(at, 1)
+    return min(len(tokens), FRAME_TOKENS)
 
 
 def _view(facts: on.ReceiptFacts, submitter_name: str, ago_s: float, *, ended: bool) -> JobView:

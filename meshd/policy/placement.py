@@ -91,6 +91,8 @@ class PlacementView:
             del group[bisect_left(group, node, key=_node_of)]
             if not group:
                 del self._index[model][key]
+            if not self._index[model]:
+                del self._index[model]  # names come and go with ads: what nobody offers is not kept
 
     def open_to(self, job: Job, digest: ModelDigest | None) -> list[_Entry]:
         """The entries of all candidates that can run ``job``, in an order that depends on their content only."""

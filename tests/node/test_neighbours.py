@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
+import trio.testing
 
 from meshd.core import limits
 from meshd.policy.suspicion import Liveness
@@ -201,3 +202,17 @@ async def test_a_neighbour_that_reads_nothing_costs_no_memory() -> None:
         for _ in range(2000):
             link.say(frames.Ping(1))
         assert link.outbox.statistics().current_buffer_used <= 64
+
+
+async def test_a_failure_on_an_old_connection_leaves_the_new_one_alone() -> None:
+    async with mesh_of("n0", "n1") as mesh:
+        a, b = await all_linked(mesh)
+        for _ in range(3):
+            mesh.network.disconnect(a.node, b.node)
+            mesh.network.connect(a.node, b.node)
+            await trio.testing.wait_all_tasks_blocked()  # the control stream is being opened
+            mesh.network.disconnect(a.node, b.node)
+            mesh.network.connect(a.node, b.node)
+            connection = a.transport.links[b.node]
+            await until(lambda: _linked(a, b), 0.5)
+            assert a.transport.links[b.node] is connection and a.knows(b)
