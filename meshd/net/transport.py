@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import lru_cache
 
 import trio
 from libp2p.abc import INetStream
@@ -29,6 +30,12 @@ log = logging.getLogger("meshd.net")
 MAX_EVENTS = 4096
 STAGGER_S = 0.2
 """How long an address may stay silent before the next is tried beside it."""
+
+
+@lru_cache(maxsize=4096)
+def peer_of(node: NodeId) -> ID:
+    """The library's word for ``node``; decoding base58 in Python takes as long as sealing a small frame."""
+    return ID.from_base58(node)
 
 
 class Libp2pTransport:
@@ -54,7 +61,7 @@ class Libp2pTransport:
 
     def certificate_of(self, node: NodeId) -> Certificate | None:
         """The certificate that the connected peer proved; None when not connected."""
-        return self._up.get(ID.from_base58(node))
+        return self._up.get(peer_of(node))
 
     def connected(self) -> tuple[NodeId, ...]:
         """Members with a live connection."""
@@ -101,7 +108,7 @@ class Libp2pTransport:
     async def _connect(self, node: NodeId | None, endpoint: Endpoint) -> NodeId:
         if node == self.node:
             raise Unreachable("that is this node itself")
-        conn = await self._swarm.connect(None if node is None else ID.from_base58(node), endpoint)
+        conn = await self._swarm.connect(None if node is None else peer_of(node), endpoint)
         peer = conn.muxed_conn.peer_id
         self._swarm.peerstore.learn(peer, [endpoint.multiaddr()])  # type: ignore[attr-defined]
         return NodeId(peer.to_base58())
@@ -110,7 +117,7 @@ class Libp2pTransport:
 
     async def open_stream(self, node: NodeId, protocol: str, timeout_s: float) -> Frames:
         """A new stream to a connected peer. Raises Unreachable."""
-        peer = ID.from_base58(node)
+        peer = peer_of(node)
         if peer not in self._up:
             raise Unreachable(f"not connected to {node}")
         with trio.move_on_after(timeout_s):
@@ -141,10 +148,10 @@ class Libp2pTransport:
 
     async def drop(self, node: NodeId) -> None:
         """Abort every connection to ``node`` now, frozen peers included. Never raises."""
-        for conn in self._swarm.get_connections(ID.from_base58(node)):
+        for conn in self._swarm.get_connections(peer_of(node)):
             if isinstance(conn.muxed_conn, Mux):
                 conn.muxed_conn.abort()
-        self._on_down(ID.from_base58(node))
+        self._on_down(peer_of(node))
 
     def events(self) -> AsyncIterator[PeerUp | PeerDown]:
         """Peers coming and going; see `Transport`."""
