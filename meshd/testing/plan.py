@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from functools import lru_cache
 from random import Random
@@ -40,10 +40,10 @@ class Settings:
 
     def command(self) -> str:
         """The command that replays exactly this world."""
-        return (
-            f"python -m meshd.testing.world --seed {self.seed} --nodes {self.nodes} --jobs {self.jobs} "
-            f"--kill {self.kill:g}"
-        )
+        default = Settings()
+        given = [f.name for f in fields(self) if f.name == "seed" or getattr(self, f.name) != getattr(default, f.name)]
+        options = " ".join(f"--{name.replace('_', '-')} {getattr(self, name):g}" for name in given)
+        return f"python -m meshd.testing.world {options}"
 
 
 class FaultKind(StrEnum):

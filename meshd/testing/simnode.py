@@ -145,7 +145,12 @@ class SimNode:
         first_s = min((d for d in due if d is not None), default=float("inf"))
         if first_s < self._wake_s:
             self._wake_s = first_s
-            self.clock.at(first_s, lambda: self.do(self._wake))
+            self.clock.at(first_s, lambda: self._alarm(first_s))
+
+    def _alarm(self, at_s: float) -> None:
+        """An alarm that an earlier one has overtaken is void."""
+        if at_s == self._wake_s:
+            self.do(self._wake)
 
     def _wake(self) -> None:
         self._wake_s = float("inf")

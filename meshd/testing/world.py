@@ -14,7 +14,7 @@ import argparse
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Final
 
@@ -268,15 +268,14 @@ def simulate(settings: Settings) -> Report:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run worlds from the command line; exit status 1 when one was not as promised."""
     parser = argparse.ArgumentParser(description="Run a simulated mesh and check that no job is lost.")
-    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--worlds", type=int, default=1, help="how many seeds, from --seed on")
-    parser.add_argument("--nodes", type=int, default=Settings().nodes)
-    parser.add_argument("--jobs", type=int, default=Settings().jobs)
-    parser.add_argument("--kill", type=float, default=Settings().kill, help="fraction of nodes killed")
-    given = parser.parse_args(arguments)
-    base = Settings(given.seed, given.nodes, given.jobs, given.kill)
+    for field in fields(Settings):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
+    given = vars(parser.parse_args(arguments))
+    worlds = given.pop("worlds")
+    base = Settings(**given)
     bad = 0
-    for seed in range(given.seed, given.seed + given.worlds):
+    for seed in range(base.seed, base.seed + worlds):
         report = simulate(replace(base, seed=seed))
         print(report)
         bad += bool(report.problems)

@@ -34,18 +34,18 @@ def good(settings: Settings) -> Report:
 
 
 def test_two_hundred_nodes_a_fifth_killed_no_job_lost() -> None:
-    report = good(Settings(seed=SEED, nodes=200, jobs=250, kill=0.2))
+    report = good(Settings(seed=SEED, nodes=200, jobs=220, kill=0.2))
     assert report.outcomes["complete"] >= 150, str(report)
     assert report.reroutes >= 3, "a world in which nothing happens proves nothing"
 
 
-@pytest.mark.parametrize("seed", range(SEED + 1000, SEED + 1005))
+@pytest.mark.parametrize("seed", range(SEED + 1000, SEED + 1004))
 def test_small_worlds_of_many_kinds(seed: int) -> None:
     good(replace(SMALL, seed=seed))
 
 
 def test_a_seed_replays_exactly() -> None:
-    settings = replace(SMALL, seed=SEED + 2000, quiet_s=1.0)
+    settings = replace(SMALL, nodes=8, seed=SEED + 2000, quiet_s=1.0)
     first, again = World(settings).run(), World(settings).run()
     assert (first.trace, first.steps, first.messages) == (again.trace, again.steps, again.messages)
     assert World(replace(settings, seed=SEED + 2001)).run().trace != first.trace
@@ -58,6 +58,12 @@ def test_faults_of_every_kind_occur() -> None:
 def test_command_line_prints_how_to_replay(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--seed", "3", "--nodes", "6", "--jobs", "5", "--kill", "0"]) == 0
     assert "seed 3: 6 nodes, 5 jobs" in capsys.readouterr().out
+
+
+def test_the_printed_command_replays_exactly_this_world(capsys: pytest.CaptureFixture[str]) -> None:
+    odd = Settings(seed=4, nodes=5, jobs=6, kill=0.2, freeze=0.2, cut=0.0, busy_s=3.0, quiet_s=15.5)
+    assert main(odd.command().split()[3:]) == 0
+    assert simulate(odd).trace in capsys.readouterr().out
 
 
 def _report_with(monkeypatch: pytest.MonkeyPatch, change: Callable[[pytest.MonkeyPatch], None]) -> Report:
