@@ -12,7 +12,7 @@ import trio
 
 from meshd.core import limits
 from meshd.core.errors import BadInput, MeshError, NotMember, Overloaded, ProtocolViolation, Truncated, Unreachable
-from meshd.core.ids import AttemptId, NodeId
+from meshd.core.ids import AttemptId, ModelDigest, NodeId
 from meshd.core.job import Job
 from meshd.core.task import DeclineReason, LossReason, Task, TaskHeader
 from meshd.machine import submission_events as on
@@ -28,7 +28,7 @@ from meshd.policy.placement import PlacementView
 from meshd.wire import frames
 from meshd.wire.keys import NodeKey
 from meshd.wire.protocols import TaskFrame
-from meshd.wire.receipt import OutputHash, open_receipt
+from meshd.wire.receipt import OutputHash, open_receipt, request_hash
 from meshd.wire.secretstream import StreamKeys, pull_stream, push_stream
 from meshd.wire.task import seal_task
 
@@ -53,6 +53,8 @@ class Conversation:
     sending: trio.Lock = field(default_factory=trio.Lock)
     cancelled: bool = False
     renewed_at_s: float = 0.0
+    request_hash: bytes = b""
+    digest: ModelDigest | None = None
 
 
 class Submitter:
@@ -226,7 +228,9 @@ class Submitter:
         await self._dialler.reach(worker)
         talk.stream = await self._streams.acquire(worker, self._dial_timeout_s)
         keys = StreamKeys(down=self._random(32), up=self._random(32))
-        await talk.stream.send(TaskFrame.OFFER, seal_task(self._task(talk), self._key, keys))
+        sealed = seal_task(self._task(talk), self._key, keys)
+        talk.request_hash = request_hash(sealed)
+        await talk.stream.send(TaskFrame.OFFER, sealed)
         kind, payload = await talk.stream.receive(limits.MAX_TASK_FRAME_BYTES)
         if kind == TaskFrame.DECLINE:
             decline = frames.decode_decline(payload)
@@ -265,6 +269,7 @@ class Submitter:
                 case frames.Heartbeat():
                     shell.feed(on.Heartbeat(attempt))
                 case frames.Started() as said:
+                    talk.digest = said.digest
                     shell.feed(on.Started(attempt, said.prompt_tokens, said.digest, said.stop))
                 case frames.Finished() as said:
                     good = self._account(talk, said.receipt, output)
@@ -289,6 +294,9 @@ class Submitter:
         agrees = (
             receipt.attempt == attempt
             and receipt.submitter == self._key.node
+            and receipt.request_hash == talk.request_hash
+            and receipt.model == talk.shell.job.model
+            and talk.digest in (None, receipt.digest)  # None: it ended before the engine started
             and receipt.first_index == len(talk.offer.delivered)
             and receipt.tokens == output.tokens
             and receipt.output_hash == output.digest()

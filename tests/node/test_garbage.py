@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import trio
@@ -11,12 +13,15 @@ import trio
 from meshd.core import limits
 from meshd.core.errors import Truncated, Unreachable
 from meshd.core.generation import FinishReason, Token
+from meshd.core.ids import ModelDigest
+from meshd.core.receipt import Receipt
 from meshd.core.task import DeclineReason, EndReason
 from meshd.node.ports import FrameStream
-from meshd.testing.fakes import FAKE_DIGEST
+from meshd.testing.fakes import FAKE_DIGEST, fake_node
 from meshd.testing.network import FakeStream
 from meshd.wire import frames
 from meshd.wire.protocols import TASK, ControlFrame, TaskFrame
+from meshd.wire.receipt import OutputHash, sign_receipt
 from meshd.wire.secretstream import push_stream
 from meshd.wire.task import open_task
 from tests.helpers import until
@@ -362,5 +367,47 @@ async def test_an_answer_with_a_bad_receipt_counts_but_its_receipt_does_not(rece
         rogues.append(await rogue_worker(mesh, app, handle))
         got = await run_job(app, mesh.job())
         assert got.text == "x" and got.done is not None and got.done.receipt is None
-        assert len(app.ledger.receipts) == 1
+        await until(lambda: len(app.ledger.receipts) == 1, 1, "the good receipt being kept")
         assert app.view.bans.score(rogues[0].node, trio.current_time()) > 0
+
+
+LIES: dict[str, dict[str, Any]] = {
+    "the truth": {},
+    "another request": {"request_hash": bytes(32)},
+    "another model": {"model": "better"},
+    "another file": {"digest": ModelDigest("cd" * 32)},
+    "more tokens": {"tokens": 2},
+    "another output": {"output_hash": bytes(32)},
+    "another submitter": {"submitter": fake_node(9)},
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+async def test_a_receipt_that_its_worker_signed_counts_only_when_it_is_about_what_was_asked_and_came(lie: str) -> None:
+    async with mesh_of(client()) as mesh:
+        app, rogues = mesh.nodes["app"], list[Rogue]()
+
+        async def handle(stream: FrameStream) -> None:
+            _, payload = await stream.receive(limits.MAX_TASK_BYTES)
+            opened, rogue, token = open_task(payload, rogues[0].key, wall_now()), rogues[0], Token(0, 1, b"x")
+            header, hashed = opened.task.header, OutputHash()
+            hashed.add([token])
+            truth = Receipt(
+                header.attempt, header.submitter, rogue.node, opened.task.job.model, FAKE_DIGEST, 1, 0, 1,
+                opened.request_hash, hashed.digest(), 1.0, 2.0, "stop", 1,
+            )  # fmt: skip
+            signed = sign_receipt(replace(truth, **LIES[lie]), rogue.key)
+            writer = frames.SealedWriter(push_stream(opened.keys.down))
+            await stream.send(TaskFrame.ACCEPT, b"")
+            for said in (
+                frames.Started(1, FAKE_DIGEST, "fake"),
+                frames.Tokens((token,)),
+                frames.Finished(FinishReason.STOP, signed),
+            ):
+                await stream.send(TaskFrame.SEALED, writer.seal(said))
+            await trio.sleep_forever()
+
+        rogues.append(await rogue_worker(mesh, app, handle))
+        got = await run_job(app, mesh.job())
+        assert got.text == "x" and got.done is not None
+        assert (got.done.receipt is not None) == (lie == "the truth")

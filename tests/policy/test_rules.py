@@ -103,6 +103,15 @@ def test_a_jobs_attempts_are_remembered_until_its_last_has_expired() -> None:
     assert seen.check(A, attempt(1), 200.0, 100.0) is None and len(seen) == 1
 
 
+def test_one_submitter_cannot_fill_the_memory_of_all() -> None:
+    seen = Replays(max_offers=4, max_of_one=3)
+    answers = [seen.check(A, attempt(1, job=n), 60.0, 0.0) for n in range(5)]
+    assert answers == [None, None, None, DeclineReason.BUSY, DeclineReason.BUSY]
+    assert seen.check(B, attempt(1), 60.0, 0.0) is None
+    assert seen.check(B, attempt(1, job=2), 60.0, 0.0) is DeclineReason.BUSY
+    assert [seen.check(A, attempt(1, job=n), 120.0, 60.0) for n in range(3)] == [None] * 3
+
+
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 5), st.floats(0, 5), st.floats(0.1, 20))))
 def test_no_offer_is_taken_twice_within_its_life_and_memory_stays_bounded(
     offers: list[tuple[int, int, float, float]],
