@@ -42,7 +42,7 @@ class Settings:
         """The command that replays exactly this world."""
         default = Settings()
         given = [f.name for f in fields(self) if f.name == "seed" or getattr(self, f.name) != getattr(default, f.name)]
-        options = " ".join(f"--{name.replace('_', '-')} {getattr(self, name):g}" for name in given)
+        options = " ".join(f"--{name.replace('_', '-')} {getattr(self, name)}" for name in given)
         return f"python -m meshd.testing.world {options}"
 
 
