@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -47,17 +46,14 @@ def run(home: Path) -> None:
 def _run(home: Path) -> dict[str, Any]:
     import trio
 
+    from meshd.app import logs
     from meshd.app.config import load_config
     from meshd.app.daemon import run_daemon
     from meshd.store.home import open_home
 
     opened = open_home(home)
     config = load_config(opened.config)
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=config.log.level.upper(),
-        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
-    )
+    logs.begin(sys.stderr, config.log.level)
     os.umask(0o077)
     trio.run(run_daemon, opened, config)
     return {}
