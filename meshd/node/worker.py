@@ -325,10 +325,14 @@ class Worker:
     # -- receipts and history
 
     async def _keep(self, hosting: Hosting, facts: on.ReceiptFacts) -> bytes:
-        """The signed receipt, once the ledger has it: persisted before it is sent."""
+        """The signed receipt, once the ledger has it: persisted before it is sent. Not so for a no-op, which did
+        nothing that anybody would account for, and is there to be quick."""
         receipt = self._receipt(hosting, facts)
         signed = sign_receipt(receipt, self._key)
-        await self._receipts.keep(receipt, signed)
+        if facts.digest is None:
+            self._receipts.keep_soon(receipt, signed)
+        else:
+            await self._receipts.keep(receipt, signed)
         return signed
 
     def _receipt(self, hosting: Hosting, facts: on.ReceiptFacts) -> Receipt:

@@ -18,7 +18,7 @@ from meshd.core.receipt import Receipt
 from meshd.core.share import Share
 from meshd.node import streams as streaming
 from meshd.node.guest import Guest, limits_of
-from meshd.node.receipts import WAITING_RECEIPTS, WRITE_TIMEOUT_S, ReceiptKeeper
+from meshd.node.receipts import GATHER_S, WAITING_RECEIPTS, WRITE_TIMEOUT_S, ReceiptKeeper
 from meshd.node.streams import TaskStreams, loopback_pair
 from meshd.node.timer import STUCK_PAUSE_S, Timer
 from meshd.testing.fakes import fake_certificate, fake_node
@@ -143,9 +143,26 @@ async def test_receipts_that_wait_together_are_written_together_in_order() -> No
             keeper.keep_soon(*receipt(number))
         await trio.testing.wait_all_tasks_blocked()
         disk.free()
-        await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep(2 * GATHER_S)
         assert ledger.signed == [receipt(n)[1] for n in range(100)]
-        assert len(ledger.batches) <= 2
+        assert len(ledger.batches) == 1
+
+
+async def test_who_waits_for_a_receipt_does_not_wait_for_others_to_gather() -> None:
+    async with keeping(Disk()) as (keeper, ledger):
+        keeper.keep_soon(*receipt(1))
+        began_s = trio.current_time()
+        await keeper.keep(*receipt(2))
+        assert trio.current_time() - began_s < GATHER_S
+        assert ledger.batches == [2]
+
+
+async def test_receipts_being_gathered_are_written_when_the_node_stops() -> None:
+    disk = Disk()
+    async with keeping(disk) as (keeper, ledger):
+        keeper.keep_soon(*receipt(1))
+        await trio.testing.wait_all_tasks_blocked()
+    assert ledger.signed == [receipt(1)[1]]
 
 
 async def test_a_broken_disk_is_said_and_holds_up_nobody(caplog: pytest.LogCaptureFixture) -> None:
