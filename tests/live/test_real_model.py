@@ -21,11 +21,11 @@ TOKENS = 80
 KILL_AFTER_PIECES = 25
 TOO_LITTLE_BYTES = 160 * 1024 * 1024
 PLENTY_BYTES = 4 * 1024**3
-MESSAGES: Any = [{"role": "user", "content": "Tell me about the history of lighthouses."}]
+PROMPT = "The history of lighthouses begins"
 
 
 def body(**more: Any) -> dict[str, Any]:
-    return {**tiny_body("The history of lighthouses begins", **more), "model": MODEL_NAME}
+    return {**tiny_body(PROMPT, **more), "model": MODEL_NAME}
 
 
 @pytest.fixture(scope="session")
@@ -51,15 +51,15 @@ def gemma(trio: Trio, gemma_path: Path) -> Iterator[Trio]:
         trio.cluster.mesh(worker, "model", "rm", MODEL_NAME)
 
 
-def chat(trio: Trio, *, kill: bool) -> tuple[str, str, int, Node | None]:
-    """An exact chat answer by the unmodified openai client: (text, finish, tokens, the worker that was killed)."""
+def complete(trio: Trio, *, kill: bool) -> tuple[str, str, int, Node | None]:
+    """An exact answer by the unmodified openai client: (text, finish, tokens, the worker that was killed)."""
     text, finish, tokens, lost = "", "", 0, None
     with openai.OpenAI(
         base_url=f"{trio.carol.api_url}/v1", api_key=trio.carol.token, max_retries=0, timeout=PATIENCE_S
     ) as app:
-        raw = app.chat.completions.with_raw_response.create(
+        raw = app.completions.with_raw_response.create(
             model=MODEL_NAME,
-            messages=MESSAGES,
+            prompt=PROMPT,
             temperature=0,
             max_tokens=TOKENS,
             stream=True,
@@ -69,8 +69,8 @@ def chat(trio: Trio, *, kill: bool) -> tuple[str, str, int, Node | None]:
         pieces = 0
         for chunk in raw.parse():
             for choice in chunk.choices:
-                text += choice.delta.content or ""
-                pieces += bool(choice.delta.content)
+                text += choice.text
+                pieces += bool(choice.text)
                 finish = choice.finish_reason or finish
             tokens = chunk.usage.completion_tokens if chunk.usage else tokens
             if kill and lost is None and pieces >= KILL_AFTER_PIECES:
@@ -81,8 +81,8 @@ def chat(trio: Trio, *, kill: bool) -> tuple[str, str, int, Node | None]:
 
 
 def test_the_openai_client_gets_the_undisturbed_answer_though_its_worker_is_killed(gemma: Trio) -> None:
-    whole, finish, tokens, _ = chat(gemma, kill=False)
-    broken, broken_finish, broken_tokens, lost = chat(gemma, kill=True)
+    whole, finish, tokens, _ = complete(gemma, kill=False)
+    broken, broken_finish, broken_tokens, lost = complete(gemma, kill=True)
     assert lost is not None and lost.process is not None and lost.process.returncode == -9
     assert broken == whole and len(whole) > KILL_AFTER_PIECES
     assert (broken_finish, broken_tokens) == (finish, tokens)
