@@ -64,6 +64,7 @@ PROMPT = "tell me"
 ANYWHERE = Constraints()
 RHYTHM = Rhythm(3.0, 1.0, 12, 5.0, 10.0)
 PATIENCE_S = 5.0
+HANGS_AFTER_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -398,14 +399,16 @@ async def run_job(node: MeshNode, job: Job, outcome: Outcome | None = None) -> O
 
 @asynccontextmanager
 async def mesh_of(*setups: Setup | str, **engine: object) -> AsyncIterator[Mesh]:
-    """A mesh of these nodes, met."""
-    async with FakeNetwork() as network, trio.open_nursery() as nursery:
-        mesh = Mesh(network, nursery)
-        for setup in setups:
-            await mesh.start(setup, **engine)
-        await mesh.met()
-        yield mesh
-        nursery.cancel_scope.cancel()
+    """A mesh of these nodes, met. A test that hangs fails: beacons keep virtual time running, so that it would hang
+    for ever otherwise."""
+    with trio.fail_after(HANGS_AFTER_S):
+        async with FakeNetwork() as network, trio.open_nursery() as nursery:
+            mesh = Mesh(network, nursery)
+            for setup in setups:
+                await mesh.start(setup, **engine)
+            await mesh.met()
+            yield mesh
+            nursery.cancel_scope.cancel()
 
 
 def client(name: str = "app") -> Setup:

@@ -86,7 +86,7 @@ async def test_a_job_of_its_own_runs_on_the_node_that_does_not_share() -> None:
 
 async def test_tokens_of_long_pieces_are_cut_into_frames_that_hold_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meshd.testing.fakes.fake_token", lambda prompt, seed, index: Token(index, 1, b"x" * 3000))
-    async with mesh_of(client(), "worker", tokens_per_s=1e6, answer_tokens=600) as mesh:
+    async with mesh_of(client(), "worker", tokens_per_s=1e6, answer_tokens=300) as mesh:
         app, job = mesh.nodes["app"], mesh.job()
         got = await run_job(app, job)
-        assert got.text == "x" * 3000 * 600 and got.tokens == 600 and got.reroutes == []
+        assert got.text == "x" * 3000 * 300 and got.tokens == 300 and got.reroutes == []

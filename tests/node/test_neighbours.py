@@ -7,6 +7,7 @@ import trio
 import trio.testing
 
 from meshd.core import limits
+from meshd.machine.membership_events import Source
 from meshd.policy.suspicion import Liveness
 from meshd.wire import frames
 from meshd.wire.protocols import CONTROL
@@ -106,12 +107,15 @@ async def test_a_short_freeze_costs_no_connection() -> None:
 async def test_a_goodbye_is_believed_at_once() -> None:
     async with mesh_of("n0", "n1", "n2") as mesh:
         *others, leaver = await all_linked(mesh)
+        last_ad = leaver.presence.sealed_ad()
         leaver.asked_to_stop.set()
         await leaver.ended.wait()
         mesh.network.kill(leaver.node)
         await until(lambda: all(n.sees(leaver) is Liveness.GONE for n in others), TELLS_AT_ONCE_S)
         assert all(n.view.get(leaver.node) is None for n in others)
         assert all(leaver.node not in n.neighbours._links for n in others)
+        others[0].neighbours.hear(last_ad, Source.GOSSIP)
+        assert others[0].sees(leaver) is Liveness.GONE and leaver.node not in others[0].neighbours._values
         with trio.move_on_after(GONE_WITHIN_S):
             await until(lambda: any(n.sees(leaver) is not Liveness.GONE for n in others), GONE_WITHIN_S + 1)
             raise AssertionError("an old ad brought it back")
