@@ -207,7 +207,9 @@ class MuxStream(IMuxedStream):
             self._slot_held = False
             self.muxed_conn.slots.release()
         if self.was_reset or (self.send_over and self.receive_over):
-            self.muxed_conn.streams.pop(self.stream_id, None)
+            listed = self.muxed_conn.streams.pop(self.stream_id, None)
+            if listed is not None and not self._ours:
+                self.muxed_conn.theirs -= 1
             grown, self._grown_bytes = self._grown_bytes, 0
             self.muxed_conn.growth_left_bytes += grown
 
@@ -258,6 +260,8 @@ class Mux(IMuxedConn):
         self.peer_id = peer_id
         self.write_deadline_s = write_deadline_s
         self.streams: dict[int, MuxStream] = {}
+        self.theirs = 0
+        """Streams in `streams` that the peer opened."""
         self.slots = trio.Semaphore(MAX_STREAMS)
         self.large_frames = trio.Semaphore(LARGE_FRAMES)
         self.growth_left_bytes = MAX_GROWTH_BYTES
@@ -491,8 +495,7 @@ class Mux(IMuxedConn):
         if not flags & SYN:
             return self.streams.get(stream_id)
         from_peer = stream_id % 2 == (0 if self.is_initiator else 1)
-        theirs = sum(1 for s in self.streams if s % 2 == stream_id % 2)
-        if not from_peer or stream_id == 0 or stream_id in self.streams or theirs >= MAX_STREAMS:
+        if not from_peer or stream_id == 0 or stream_id in self.streams or self.theirs >= MAX_STREAMS:
             self.push(HEADER.pack(0, WINDOW, RST, stream_id, 0))
             return None
         stream = MuxStream(stream_id, self, ours=False)
@@ -502,5 +505,6 @@ class Mux(IMuxedConn):
             self.push(HEADER.pack(0, WINDOW, RST, stream_id, 0))
             return None
         self.streams[stream_id] = stream
+        self.theirs += 1
         self.push(HEADER.pack(0, WINDOW, ACK, stream_id, 0))
         return stream

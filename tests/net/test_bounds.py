@@ -11,7 +11,7 @@ from libp2p.peer.id import ID
 
 from meshd.core import limits
 from meshd.net.addresses import parse
-from meshd.net.frames import Frames
+from meshd.net.frames import FRAMES_A_TURN, Frames
 from meshd.net.mesh_net import MeshNet
 from meshd.net.mux import FIRST_WINDOW_BYTES, HEADER, LARGE_FRAMES, MAX_GROWTH_BYTES, MAX_STREAMS, Mux
 from meshd.net.swarm import MAX_CONNECTIONS_PER_PEER
@@ -107,6 +107,43 @@ async def test_large_frames_beyond_the_bound_come_one_after_the_other() -> None:
                 for _ in range(LARGE_FRAMES + 2):
                     nursery.start_soon(ask)
     assert back == [len(payload)] * (LARGE_FRAMES + 2)
+
+
+async def test_a_flood_of_small_frames_leaves_everybody_else_their_turns() -> None:
+    flood, turns = 3200, 0
+    async with member(1) as target, member(2) as attacker:
+        release, done = trio.Event(), trio.Event()
+
+        async def read(stream: Frames) -> None:
+            await release.wait()
+            for _ in range(flood):
+                await stream.receive(100)
+            done.set()
+
+        target.transport.serve(ECHO, read)
+        node = await attacker.transport.dial(None, target.transport.addresses(), 5)
+        frames = await attacker.transport.open_stream(node, ECHO, 5)
+        for _ in range(flood):
+            await frames.send(1, b"x")
+        mux: Mux = target.transport._swarm.get_connections()[0].muxed_conn  # type: ignore[assignment]
+        await until(lambda: any(len(s._received) == 6 * flood for s in mux.streams.values()), 2, "all of it there")
+        release.set()
+        while not done.is_set():
+            await trio.lowlevel.checkpoint()
+            turns += 1
+        assert turns >= flood // FRAMES_A_TURN
+
+
+async def test_streams_of_the_peer_are_counted_as_they_come_and_go() -> None:
+    async with member(1) as target, member(2) as attacker:
+        await attacker.transport.dial(None, target.transport.addresses(), 5)
+        ids = range(1001, 1001 + 2 * (MAX_STREAMS + 50), 2)
+        mux_of(attacker).push(*(HEADER.pack(0, 1, 1, i, 0) for i in ids))
+        mux: Mux = target.transport._swarm.get_connections()[0].muxed_conn  # type: ignore[assignment]
+        await until(lambda: 1001 in mux.streams, 2, "the flood")
+        assert mux.theirs == len([i for i in mux.streams if i % 2]) <= MAX_STREAMS
+        mux_of(attacker).push(*(HEADER.pack(0, 1, 8, i, 0) for i in ids))
+        await until(lambda: mux.theirs == 0 and not [i for i in mux.streams if i % 2], 2, "all of them ended")
 
 
 async def test_a_stream_that_ends_gives_its_growth_back() -> None:
