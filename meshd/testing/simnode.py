@@ -220,8 +220,6 @@ class SimNode:
         """A control frame came."""
         self.member_event(mem.HeartbeatAnswered(peer))
         match frames.decode_control(kind, payload):
-            case frames.Ping(nonce):
-                self.say(peer, frames.Pong(nonce))
             case frames.Ads(ads):
                 for sealed in ads:
                     self._hear_ad(sealed, peer)

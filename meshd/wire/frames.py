@@ -61,14 +61,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Are you there? The other answers with the same nonce (0 .. 2^63 - 1)."""
-
-    nonce: int
-
-
-@dataclass(frozen=True, slots=True)
-class Pong:
-    """I am: the answer to the ping of that nonce."""
+    """A sign of life, numbered (0 .. 2^63 - 1). Either side sends its own; nobody answers."""
 
     nonce: int
 
@@ -93,7 +86,7 @@ class Bye:
         _text_within(self.reason)
 
 
-ControlMessage = Hello | Ping | Pong | Ads | Bye
+ControlMessage = Hello | Ping | Ads | Bye
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +177,6 @@ SealedMessage = FromWorker | FromSubmitter
 _CONTROL: Final[dict[int, type[Any]]] = {
     ControlFrame.HELLO: Hello,
     ControlFrame.HEARTBEAT: Ping,
-    ControlFrame.HEARTBEAT_ACK: Pong,
     ControlFrame.ADS: Ads,
     ControlFrame.BYE: Bye,
 }

@@ -14,7 +14,6 @@ class ControlFrame(IntEnum):
 
     HELLO = 1
     HEARTBEAT = 2
-    HEARTBEAT_ACK = 3
     ADS = 4
     BYE = 5
 

@@ -23,7 +23,6 @@ RECEIPT = sign_receipt(receipt_of(), WORKER)
 CONTROL = [
     frames.Hello(1.5, "0.1.0", 3, 4, (b"ad",)),
     frames.Ping(2**63 - 1),
-    frames.Pong(0),
     frames.Ads((b"a", b"b")),
     frames.Bye("going down"),
 ]
