@@ -33,6 +33,7 @@ from libp2p.stream_muxer.exceptions import (
 )
 from multiaddr import Multiaddr
 
+from meshd.net.bounds import HIGH_WATER_BYTES, LARGE_FRAMES, MAX_GROWTH_BYTES, MAX_QUEUED_BYTES
 from meshd.net.session import MAX_PLAIN_BYTES, Session
 
 HEADER: Final = struct.Struct("!BBHII")
@@ -46,19 +47,7 @@ FIRST_WINDOW_BYTES: Final = 256 * 1024
 MAX_WINDOW_BYTES: Final = 4 * 1024 * 1024
 """What a peer may send on a stream before it is read: yamux's start, doubled while the reader keeps up."""
 
-MAX_GROWTH_BYTES: Final = 32 * 1024 * 1024
-"""What the windows of one connection may grow by in all: fast for a few streams, and no peer fills our memory by
-growing all of them."""
-
-LARGE_FRAMES: Final = 8
-"""Frames beyond a first window that one peer may be in the middle of; it gets on with the others after them."""
-
 MAX_FRAME_BYTES: Final = 64 * 1024
-HIGH_WATER_BYTES: Final = 512 * 1024
-"""Senders wait while so much is queued for the socket."""
-
-MAX_QUEUED_BYTES: Final = 4 * 1024 * 1024
-"""Beyond this, a peer makes us answer and takes no answers: the connection ends."""
 
 
 class MuxStream(IMuxedStream):

@@ -134,6 +134,14 @@ def test_an_answer_that_was_complete_finishes_at_once(
     assert not work.busy
 
 
+@pytest.mark.parametrize("token", [VOCABULARY, 2**32 - 1])
+def test_a_delivered_token_outside_the_vocabulary_is_refused(token: int) -> None:
+    """They come from another machine, and llama.cpp takes its tables at their word."""
+    work = decoding(Counting())
+    ((kind, _, code, *_),) = work.start(1, ask(), [4, token])
+    assert (kind, code) == ("refused", "invalid_request") and not work.busy
+
+
 @pytest.mark.parametrize("exact", [False, True])
 def test_resuming_goes_on_where_it_stopped(exact: bool) -> None:
     work = decoding(Counting())

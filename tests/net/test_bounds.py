@@ -11,9 +11,10 @@ from libp2p.peer.id import ID
 
 from meshd.core import limits
 from meshd.net.addresses import parse
+from meshd.net.bounds import LARGE_FRAMES, MAX_GROWTH_BYTES
 from meshd.net.frames import FRAMES_A_TURN, Frames
 from meshd.net.mesh_net import MeshNet
-from meshd.net.mux import FIRST_WINDOW_BYTES, HEADER, LARGE_FRAMES, MAX_GROWTH_BYTES, MAX_STREAMS, Mux
+from meshd.net.mux import FIRST_WINDOW_BYTES, HEADER, MAX_STREAMS, Mux
 from meshd.net.swarm import MAX_CONNECTIONS_PER_PEER
 from tests.helpers import until
 from tests.net.members import ECHO, member
