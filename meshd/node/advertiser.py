@@ -12,6 +12,9 @@ from meshd.core.ids import NodeId
 from meshd.node.guest import Guest
 from meshd.node.ports import Engine, Probe
 
+LOOK_INTERVAL_S = 5.0
+"""How old the GPUs' free memory in an ad may be."""
+
 
 @dataclass(frozen=True, slots=True)
 class Self:
@@ -48,14 +51,17 @@ class Advertiser:
         self._seq = 0
         self._models: tuple[ModelFile, ...] = ()
         self._machine: MachineInfo | None = None
+        self._looked_at_s = 0.0
 
     def set_models(self, models: tuple[ModelFile, ...]) -> None:
         """The registered models from now on."""
         self._models = models[: limits.MAX_MODELS_PER_AD]
 
-    def look(self) -> None:
-        """Look at the machine again; a few milliseconds, so not on every ad that a state change causes."""
-        self._machine = self._probe.machine()
+    def _look(self, now_s: float) -> MachineInfo:
+        """The machine, looked at now and then: a few milliseconds, so not on every ad that a state change causes."""
+        if self._machine is None or not 0 <= now_s - self._looked_at_s < LOOK_INTERVAL_S:
+            self._machine, self._looked_at_s = self._probe.machine(), now_s
+        return self._machine
 
     def slots_free(self) -> int:
         """Attempts that this node could take now."""
@@ -65,8 +71,7 @@ class Advertiser:
         """A new ad of what is true now."""
         self._seq += 1
         now_s = self._wall()
-        machine = self._machine or self._probe.machine()
-        self._machine = machine
+        machine = self._look(now_s)
         free = self.slots_free()
         state, reason = self._guest.state(free)
         return Ad(
