@@ -13,6 +13,10 @@ MAX_BAN_S: Final = 300.0
 HALF_LIFE_S: Final = 60.0
 """After so long without a fault half of the score is forgiven."""
 
+MAX_SCORE: Final = 64.0
+"""Far beyond the longest ban, and 2 to its power is a number still: a peer may fail hundreds of jobs at once. It is
+forgiven within seven minutes."""
+
 MAX_ENTRIES: Final = 10_000
 
 WEIGHT: Final = {
@@ -49,7 +53,7 @@ class Bans:
 
     def fault(self, node: NodeId, reason: LossReason, now_s: float) -> float:
         """Count a fault; the time until which ``node`` is banned now."""
-        score = self.score(node, now_s) + WEIGHT[reason]
+        score = min(MAX_SCORE, self.score(node, now_s) + WEIGHT[reason])
         if WEIGHT[reason] == 0:
             return self.banned_until_s(node)
         ban_s = min(MAX_BAN_S, BASE_BAN_S * 2 ** (score - 1))

@@ -80,6 +80,13 @@ def test_silence() -> None:
     assert silent_since(10.0, 10.0 + limits.SUSPECT_AFTER_S)
 
 
+def test_a_peer_that_fails_any_number_of_jobs_at_once_is_banned_for_the_longest_time() -> None:
+    bans = Bans()
+    for _ in range(2000):
+        bans.fault(A, LossReason.PROTOCOL, 10.0)
+    assert bans.banned_until_s(A) == 10.0 + MAX_BAN_S
+
+
 def attempt(number: int, job: int = 1) -> AttemptId:
     return AttemptId(job_id(job), number)
 
