@@ -55,7 +55,9 @@ class Trio:
             if node.running:
                 with suppress(ProcessLookupError):
                     self.cluster.thaw(node)
-            else:
+            # One that is stopping answers no more, and is waited for.
+            until(lambda node=node: not node.running or node.connect(), HEAL_TIMEOUT_S, f"{node.name} runs or not")  # type: ignore[misc]
+            if not node.running:
                 self.cluster.up(node)
         self.pace(FULL)
         until(self._whole, HEAL_TIMEOUT_S, "the mesh is whole again")

@@ -8,6 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -64,18 +65,24 @@ def check_whole(trio: Trio, stream: Stream, lost: Node, text: str, reason: str) 
     assert stream.error == {} and stream.done and stream.finish == "length"
     assert stream.text == text
     assert stream.usage["completion_tokens"] == TOKENS
-    assert stream.mesh["attempts"] == 2
-    job = job_view(trio.carol, stream.job)
-    first, second = job["attempts"]
+    # A worker whose engine rests after a test before declines; that is no attempt at the answer.
+    tried = [a for a in job_view(trio.carol, stream.job)["attempts"] if not a["outcome"].startswith("declined")]
+    first, second = tried
+    assert stream.mesh["attempts"] == second["number"]
     assert (first["worker"], second["worker"]) == (lost.id, trio.other(lost).id)
     assert first["outcome"] == reason
     assert first["tokens"] and second["tokens"] and first["tokens"] + second["tokens"] == TOKENS
     (moved,) = stream.reroutes
     told = (moved["attempt"], moved["worker"], moved["at_token"], moved["reason"])
-    assert told == ("2", trio.other(lost).name, str(first["tokens"]), reason)
+    assert told == (str(second["number"]), trio.other(lost).name, str(first["tokens"]), reason)
     for keeper in (trio.carol, trio.other(lost)):
-        kept = until(lambda keeper=keeper: receipts(keeper, stream.job), 5.0, "the receipt is kept")  # type: ignore[misc]
-        assert stream.mesh["receipt"] in kept
+        is_kept = partial(holds, keeper, stream.job, stream.mesh["receipt"])
+        until(is_kept, 5.0, f"the receipt is in the ledger of {keeper.name}")
+
+
+def holds(node: Node, job: str, receipt: str) -> bool:
+    """Whether the receipt of that job is in the node's ledger."""
+    return receipt in receipts(node, job)
 
 
 def receipts(node: Node, job: str) -> list[str]:
@@ -95,9 +102,9 @@ def test_the_worker_is_killed_in_mid_stream(trio: Trio, undisturbed: str) -> Non
 
 def test_the_worker_freezes_in_mid_stream(trio: Trio, undisturbed: str) -> None:
     stream, lost, at_s = disturb(trio, trio.cluster.freeze)
-    job = job_view(trio.carol, stream.job)
-    check_whole(trio, stream, lost, undisturbed, job["attempts"][0]["outcome"])
-    assert job["attempts"][0]["outcome"] in ("silent", "connection_lost")
+    (moved,) = stream.reroutes
+    assert moved["reason"] in ("silent", "connection_lost")
+    check_whole(trio, stream, lost, undisturbed, moved["reason"])
     moved_s = gap_s(stream, at_s)
     print(f"gap: {round(moved_s * 1000)} ms")
     assert moved_s < NOTICE_SILENCE_S + NOISE_S, "silence was noticed late"

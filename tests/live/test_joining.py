@@ -12,8 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
+from meshd.core.errors import ClockWrong
+from meshd.net.enrolment import knock
 from meshd.testing.cluster import Cluster, Node, until
+from meshd.wire.enrol import EnrolClient
+from meshd.wire.invite import parse_invite
+from meshd.wire.keys import NodeKey
 from tests.live.conftest import SETTINGS
 
 pytestmark = pytest.mark.live
@@ -87,6 +93,21 @@ def test_a_member_of_another_organisation_never_appears(harbour: tuple[Cluster, 
     assert stranger.id not in {peer["id"] for peer in issuer.status()["peers"]}
     told = [line for line in issuer.log.read_text("utf-8").splitlines() if "WARNING" in line and "refused" in line]
     assert told and stranger.id in told[0] and len(told) <= 2, told
+
+
+@pytest.mark.parametrize("off_s", [-3600.0, 3600.0])
+def test_a_newcomer_with_a_wrong_clock_is_told_so_before_it_joins(harbour: tuple[Cluster, Node], off_s: float) -> None:
+    # The newcomer's side is driven here with another time, since a daemon has no clock but the machine's.
+    cluster, issuer = harbour
+    text = parse_invite(invite(cluster, issuer), time.time())
+    for wrong in (off_s, 0.0):
+        client = EnrolClient(text, NodeKey(os.urandom(32)), "late", os.urandom(32))
+        answer = trio.run(knock, text.enrol_addresses, client.request(time.time() + wrong))
+        if wrong:
+            with pytest.raises(ClockWrong, match="clock"):
+                client.finish(answer, time.time())
+        else:
+            assert client.finish(answer, time.time())[1].name == "late"
 
 
 def test_garbage_at_both_doors_leaves_the_daemon_well(harbour: tuple[Cluster, Node], tmp_path: Path) -> None:
