@@ -24,7 +24,6 @@ from tests.cli.views import NOW, plain
 STATUS = """\
 atlas  open  3 of 4 slots free
   acme · berlin · eu/de/berlin · up to confidential
-  shares 50% of the CPU (4 threads), engines up to 4.0 GiB
   certificate 29d left · issuer
   http://127.0.0.1:4720 · up 2h 10m · 0.1.0
 
@@ -47,12 +46,15 @@ Models
 Engines
   MODEL        STATE   PID   MEMORY  SLOTS
   gemma3-270m  ready  4242  384 MiB    3/4
+
+Policy
+  organisation  clearance and region, as certificates attest them
+  owner         shares 50% of the CPU (4 threads), engines up to 4.0 GiB
 """
 
 ALONE = """\
 atlas  not sharing  3 of 4 slots free
   acme · berlin · eu/de/berlin · up to confidential
-  shares nothing  mesh share changes that
   certificate EXPIRED · issuer
   http://127.0.0.1:4720 · up 2h 10m · 0.1.0
 
@@ -61,6 +63,10 @@ Peers  none: this node is alone, and still answers
 Jobs  none running
 
 Models  none: mesh model add FILE
+
+Policy
+  organisation  clearance and region, as certificates attest them
+  owner         shares nothing  mesh share changes that
 """
 
 
@@ -81,7 +87,7 @@ def test_status_alone() -> None:
 
 def test_status_shows_a_policy_epoch_when_there_is_one() -> None:
     view = plain(views.status()) | {"policy": {"epoch": 12}}
-    assert "issuer · policy epoch 12" in text(status_screen(view, now=NOW))
+    assert "organisation  policy epoch 12" in text(status_screen(view, now=NOW))
 
 
 def crowded() -> dict[str, Any]:

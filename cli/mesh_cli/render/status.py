@@ -23,7 +23,8 @@ CERTIFICATE_WARN_S = 3 * 86400.0
 
 def status_screen(view: Mapping[str, Any], *, now: float) -> RenderableType:
     """The screen for a StatusView; ``now`` is wall time."""
-    sections = [_me(view, now), _warnings(view), _peers(view), _jobs(view, now), _models(view), _engines(view)]
+    top = [_me(view, now), _warnings(view), _peers(view), _jobs(view, now)]
+    sections = [*top, _models(view), _engines(view), _policy(view)]
     lines: list[RenderableType] = []
     for section in sections:
         if section:
@@ -38,10 +39,10 @@ def _me(view: Mapping[str, Any], now: float) -> list[RenderableType]:
     place = " · ".join(clean(x) for x in (org["name"], me["site"], me["region"], f"up to {me['clearance']}"))
     left_s = float(org["certificate_not_after"]) - now
     card = f"certificate {age(left_s)} left" if left_s > 0 else "certificate EXPIRED"
-    roles = [card, *(["issuer"] if org["issuer"] else []), *_policy(view)]
+    roles = [card, *(["issuer"] if org["issuer"] else [])]
     notes = " · ".join(roles)
     up = f"{clean(view['api_url'])} · up {age(view['uptime_s'])} · {clean(view['version'])}"
-    body = [Text(place), _plain(share_line(view["share"])), Text(notes, style="dim"), Text(up, style="dim")]
+    body = [Text(place), Text(notes, style="dim"), Text(up, style="dim")]
     return [head, *(Padding(t, (0, 0, 0, 2)) for t in body)]
 
 
@@ -49,9 +50,15 @@ def _plain(text: Text) -> Text:
     return Text("").append_text(text)
 
 
-def _policy(view: Mapping[str, Any]) -> list[str]:
-    policy = view.get("policy")
-    return [f"policy epoch {policy['epoch']}"] if isinstance(policy, Mapping) and "epoch" in policy else []
+def _policy(view: Mapping[str, Any]) -> list[RenderableType]:
+    """Whose rules hold here: the organisation's (certificates decide while it has published none), the owner's."""
+    published = view.get("policy")
+    epoch = published.get("epoch") if isinstance(published, Mapping) else None
+    rules = f"policy epoch {epoch}" if epoch is not None else "clearance and region, as certificates attest them"
+    table = grid("", "", wide=(1,))
+    table.add_row("organisation", rules)
+    table.add_row("owner", _plain(share_line(view["share"])))
+    return [heading("Policy"), table]
 
 
 def _warnings(view: Mapping[str, Any]) -> list[RenderableType]:
