@@ -138,6 +138,7 @@ class Worker:
         self._history: deque[JobView] = deque(maxlen=HISTORY)
         self._rest_until_s = 0.0
         self._drained = trio.Event()
+        self._parted = trio.Event()
 
     @asynccontextmanager
     async def running_parts(self) -> AsyncIterator[None]:
@@ -172,6 +173,8 @@ class Worker:
             self._drained = trio.Event()
         self.feed(on.Drain(deadline_s))
         await self._drained.wait()
+        while any(node != self._key.node for node, _ in self._hosted):
+            await self._parted.wait()  # the last words are written: whoever stops now would cut them off
 
     def undrain(self) -> None:
         """Take work again; who waits for the drain waits no longer."""
@@ -231,6 +234,8 @@ class Worker:
         if not hosting.over:
             self.feed(on.StreamLost(*key))
         del self._hosted[key]
+        self._parted.set()
+        self._parted = trio.Event()
         for unsaid in hosting.outbox:
             if isinstance(unsaid, on.SendFinished | on.SendEnded):
                 self._keep_now(hosting, unsaid.receipt)

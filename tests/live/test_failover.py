@@ -121,10 +121,9 @@ def test_the_engine_crashes_and_its_daemon_lives(trio: Trio, undisturbed: str, d
     print(f"gap: {round(gap_s(stream, at_s) * 1000)} ms")
     assert lost.running and lost.id in alive_peers(trio.carol)
     trio.cluster.mesh(trio.other(lost), "pause")
-    answer = ask(trio.carol, body(max_tokens=20))
-    trio.cluster.mesh(trio.other(lost), "resume")
-    assert answer.status_code == 200, answer.text
-    assert job_view(trio.carol, answer.json()["mesh"]["job"])["attempts"][-1]["worker"] == lost.id
+    # Its engine rests a moment, and the submitter trusts it again only after a while: both are bounded.
+    until(lambda: ask(trio.carol, body(max_tokens=20)).status_code == 200, 20.0, "the engine is started again")
+    assert trio.carol.jobs()[0]["attempts"][-1]["worker"] == lost.id
 
 
 @pytest.mark.parametrize("leave", [("drain", "--deadline", "0s"), ("unshare",)])
