@@ -92,6 +92,7 @@ class Child:
         self._output_fd = output_fd
         self._inbox = inbox
         self._duty = 1.0
+        self._threads = 1
         self._rest_until_s = 0.0
         self._beat_at_s = 0.0
         self._rates = Rates()
@@ -127,8 +128,10 @@ class Child:
         self._model = LlamaModel(plan)
         prompts = Prompts(self._model)
         self._decoding = Decoding(self._model, prompts.prepare, slots=slots, prefill_chunk_tokens=chunk_tokens)
+        self._threads = options["threads"]
         self._measure()
         self._decoding.pace(self._rates.prefill_tokens_per_s)
+        self._rates.scale(self._duty)
         self._write([["loaded", self._facts(prompts)]])
 
     def _facts(self, prompts: Prompts) -> dict[str, Any]:
@@ -155,12 +158,24 @@ class Child:
                 self._rates.note([feed], time.monotonic() - began_s)
             self._model.free(0)
 
+    def _limit(self, threads: int, duty: float) -> None:
+        """The owner's limits from the next step on. What the ads tell follows at once: placement must not send work
+        to a machine because of what it could do yesterday, nor spare it."""
+        self._model.set_threads(threads)
+        self._rates.scale(threads * duty / (self._threads * self._duty))
+        self._threads, self._duty = threads, duty
+        self._rest_until_s = 0.0
+        self._beat()
+
+    def _beat(self) -> None:
+        self._write([["beat", self._rates.prefill_tokens_per_s, self._rates.generation_tokens_per_s]])
+
     def _turn(self) -> None:
         self._take_messages(self._patience_s())
         now_s = time.monotonic()
         if self._decoding.busy and now_s >= self._beat_at_s:
             self._beat_at_s = now_s + _BEAT_INTERVAL_S
-            self._write([["beat", self._rates.prefill_tokens_per_s, self._rates.generation_tokens_per_s]])
+            self._beat()
         if now_s < self._rest_until_s:
             return
         if feeds := self._decoding.next_step():
@@ -207,9 +222,7 @@ class Child:
             case ["ack", int(id), int(tokens)]:
                 self._decoding.acknowledge(id, tokens)
             case ["limits", int(threads), float(duty)]:
-                self._model.set_threads(threads)
-                self._duty = duty
-                self._rest_until_s = 0.0
+                self._limit(threads, duty)
             case _:
                 raise FrameError(f"unknown message {message[0]!r}")
 

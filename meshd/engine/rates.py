@@ -30,6 +30,11 @@ class Rates:
         elif tokens - len(feeds) >= _PREFILL_MIN_TOKENS:
             self.prefill_tokens_per_s = _blend(self.prefill_tokens_per_s, tokens / seconds_s)
 
+    def scale(self, factor: float) -> None:
+        """The owner's limits changed by ``factor``: expect as much, until steps tell better."""
+        self.prefill_tokens_per_s *= factor
+        self.generation_tokens_per_s *= factor
+
 
 def _blend(old: float, new: float) -> float:
     return new if old == 0 else old + _WEIGHT * (new - old)

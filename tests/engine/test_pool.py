@@ -252,6 +252,17 @@ async def test_duty_and_threads_change_while_an_answer_runs(tiny: ModelFile) -> 
         assert psutil.pid_exists(pool.pid(tiny.digest) or -1)
 
 
+async def test_new_limits_show_in_the_rates_before_the_next_answer_is_measured(tiny: ModelFile) -> None:
+    async with open_pool(CONFIG) as pool:
+        before = await loaded(pool, tiny, EngineLimits(threads=1, duty=1.0))
+        await pool.limit(EngineLimits(threads=1, duty=0.25))
+
+        def share_left() -> float:
+            return pool.loaded()[0].generation_tokens_per_s / before.generation_tokens_per_s
+
+        await until(lambda: share_left() == pytest.approx(0.25), 10, "the rate follows the limit")
+
+
 async def test_a_reader_that_stands_still_loses_nothing_and_harms_nobody(tiny: ModelFile) -> None:
     async with open_pool(CONFIG) as pool:
         await loaded(pool, tiny)
