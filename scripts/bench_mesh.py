@@ -202,8 +202,10 @@ PARTS: dict[str, Callable[[Bench], None]] = {
 def table(bench: Bench) -> Table:
     """All rows, for a person."""
     shown = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("measured", "", "", "aim"):
-        shown.add_column(title, no_wrap=True)
+    shown.add_column("measured")
+    shown.add_column("", justify="right", no_wrap=True, min_width=7)
+    shown.add_column("", no_wrap=True, min_width=11)
+    shown.add_column("aim")
     for row in bench.rows:
         mark = {True: "[green]✓[/green] ", False: "[red]✗[/red] ", None: ""}[row.holds]
         shown.add_row(row.what, f"{row.value:,.4g}", row.unit, mark + row.aim)
