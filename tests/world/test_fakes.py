@@ -8,6 +8,7 @@ import pytest
 import trio
 import trio.testing
 
+from meshd.core import limits
 from meshd.core.engine import EngineFinished, EngineLimits, EngineStarted, EngineTokens, ModelFile
 from meshd.core.errors import (
     ContextOverflow,
@@ -168,7 +169,7 @@ async def test_directory_shows_what_connected_members_published() -> None:
         assert network.directory(B).known() == (C, A) and network.directory(B).addresses_of(A) == a.addresses()
         await raises(Unreachable, lambda: alone.publish(b"ad of c"))
         assert await alone.lookup(A) is None and alone.known() == ()
-        await trio.sleep(10)
+        await trio.sleep(limits.AD_TTL_S)
         assert await network.directory(B).lookup(A) is None
 
 
