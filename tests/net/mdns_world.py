@@ -33,7 +33,7 @@ async def main() -> None:
         local_discovery(THEIRS, id_of(3), ("/ip4/127.0.0.1/tcp/9",), LOOPBACK) as hints_of_stranger,
         local_discovery(OURS, id_of(2), b.transport.addresses(), LOOPBACK) as hints_of_b,
     ):
-        with trio.fail_after(15):
+        with trio.fail_after(30):
             found_by_a, found_by_b = await anext(hints_of_a), await anext(hints_of_b)
         assert found_by_a == Hint(id_of(2), b.transport.addresses())
         assert found_by_b == Hint(id_of(1), a.transport.addresses())

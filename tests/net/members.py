@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,7 @@ from meshd.core.classes import DataClass, Region
 from meshd.core.errors import ClockWrong, NotMember, ProtocolViolation
 from meshd.core.ids import NodeId
 from meshd.core.trust import Certificate
-from meshd.net.config import NetConfig
+from meshd.net.config import AdJudge, NetConfig
 from meshd.net.frames import Frames
 from meshd.net.mesh_net import MeshNet, open_mesh_net
 
@@ -36,11 +36,22 @@ def key_of(node: NodeId) -> bytes:
     return base58.b58decode(node)[6:]
 
 
+@dataclass
+class Clock:
+    """The time by which something is judged. A test moves it: nothing runs out while a slow machine gets ready."""
+
+    ahead_s: float = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead_s
+
+
 @dataclass(frozen=True)
 class Org:
-    """An organisation: signs proofs and checks them. ``valid_s`` bounds a proof's age."""
+    """An organisation: signs proofs and checks them, by its ``clock``."""
 
     root: nacl.signing.SigningKey = field(default_factory=lambda: nacl.signing.SigningKey(bytes(32)))
+    clock: Callable[[], float] = time.time
 
     def issue(self, node: NodeId, begins: float = -60.0, ends: float = 3600.0) -> bytes:
         now = time.time()
@@ -53,9 +64,9 @@ class Org:
             raise NotMember("not signed by this organisation") from None
         if node != peer:
             raise NotMember("the certificate is of another node")
-        if begins > time.time() + limits.CLOCK_SKEW_S:
+        if begins > self.clock() + limits.CLOCK_SKEW_S:
             raise ClockWrong("the certificate begins in the future")
-        if ends < time.time():
+        if ends < self.clock():
             raise NotMember("the certificate has expired")
         return Certificate(
             self.root.verify_key.encode(), peer, "node", "lab", Region("eu"), DataClass.PUBLIC, (), (), begins, ends, 1
@@ -77,14 +88,17 @@ class MemberGate:
 
 
 class SignedAds:
-    """An `AdJudge` for ads made by `make_ad`."""
+    """An `AdJudge` for ads made by `make_ad`, by its ``clock``."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
 
     def judge(self, node: NodeId, value: bytes) -> tuple[int, int]:
         try:
             boot, seq, ends, _ = msgpack.unpackb(nacl.signing.VerifyKey(key_of(node)).verify(value))
         except (nacl.exceptions.BadSignatureError, ValueError):
             raise ProtocolViolation("forged") from None
-        if ends < time.time():
+        if ends < self._clock():
             raise ProtocolViolation("expired")
         return (boot, seq)
 
@@ -117,10 +131,18 @@ def gate_of(number: int, org: Org | None = None) -> MemberGate:
     return MemberGate(org, org.issue(id_of(number)))
 
 
+PATIENCE_S = 10.0
+"""What a healthy member may take for a handshake or an answer of its directory, when a test does not say otherwise: on
+a slow machine all members of a test share one busy process."""
+
+
 @asynccontextmanager
-async def member(number: int, gate: MemberGate | None = None, **config: Any) -> AsyncIterator[MeshNet]:
+async def member(
+    number: int, gate: MemberGate | None = None, judge: AdJudge | None = None, **config: Any
+) -> AsyncIterator[MeshNet]:
     """A running node ``number`` on loopback that serves `ECHO`."""
-    settings = NetConfig(**{"seed": seed_of(number), "listen": LOOPBACK} | config)
-    async with open_mesh_net(settings, gate or gate_of(number), SignedAds()) as net:
+    patient = {"handshake_timeout_s": PATIENCE_S, "directory_timeout_s": PATIENCE_S}
+    settings = NetConfig(**{"seed": seed_of(number), "listen": LOOPBACK} | patient | config)
+    async with open_mesh_net(settings, gate or gate_of(number), judge or SignedAds()) as net:
         net.transport.serve(ECHO, echo)
         yield net

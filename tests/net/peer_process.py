@@ -43,7 +43,7 @@ async def peer_process(number: int, port: int = 0) -> AsyncIterator[PeerProcess]
     async with trio.open_nursery() as nursery:
         process = await nursery.start(_run, command)
         line = b""
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while not line.endswith(b"\n"):
                 line += await process.stdout.receive_some(4096)
         try:

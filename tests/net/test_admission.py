@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 
 import nacl.signing
 import pytest
@@ -25,7 +24,7 @@ from meshd.core.errors import ClockWrong, NotMember, Truncated
 from meshd.net.mesh_net import MeshNet
 from meshd.net.noise import PROTOCOL
 from tests.helpers import until
-from tests.net.members import ECHO, MemberGate, Org, gate_of, id_of, member, seed_of
+from tests.net.members import ECHO, Clock, MemberGate, Org, gate_of, id_of, member, seed_of
 
 ROGUE = Org(nacl.signing.SigningKey(bytes([1] * 32)))
 
@@ -58,7 +57,7 @@ async def test_only_our_own_security_protocol_is_spoken() -> None:
 
 async def test_plain_noise_under_our_name_gets_no_further_than_the_proof() -> None:
     """It completes the encryption, and then has no certificate to show."""
-    async with member(1, handshake_timeout_s=0.5) as a:
+    async with member(1) as a:
         noise = PlainNoise(create_new_key_pair(seed_of(2)), new_x25519_pair().private_key)
         await negotiate(a, PROTOCOL, noise)
         assert a.transport.connected() == ()
@@ -89,12 +88,10 @@ async def test_a_stranger_is_refused_and_both_sides_say_why(what: str, caplog: p
 
         a.transport.serve(ECHO, reach)
         with caplog.at_level(logging.WARNING, "meshd.net"):
-            began = time.perf_counter()
-            with pytest.raises(error) as caught:
+            with pytest.raises(error) as caught:  # one that waits for a deadline instead ends as Unreachable
                 await stranger.transport.dial(a.transport.node, a.transport.addresses(), 5)
-            assert time.perf_counter() - began < 1
             assert type(caught.value) is error
-            await until(lambda: len(_lines(caplog)) >= 2, 2, "both sides logging")
+            await until(lambda: len(_lines(caplog)) >= 2, 10, "both sides logging")
         by_us = [line for line in _lines(caplog) if line.startswith(f"refused {id_of(2)}")]
         by_them = [line for line in _lines(caplog) if line.startswith(f"{id_of(1)} ") and "refused us" in line]
         assert len(by_us) == len(by_them) == 1 and len(_lines(caplog)) == 2
@@ -123,15 +120,18 @@ async def test_a_renewed_certificate_counts_from_the_next_handshake() -> None:
 
 
 async def test_a_connection_does_not_outlive_the_certificate_it_was_made_with() -> None:
-    gate = MemberGate(Org(), Org().issue(id_of(2), ends=1.0))
-    async with member(1, recheck_interval_s=0.1) as a, member(2, gate, recheck_interval_s=3600) as b:
+    clock = Clock()
+    gate = MemberGate(Org(), Org().issue(id_of(2), ends=600))
+    judging = gate_of(1, Org(clock=clock))
+    async with member(1, judging, recheck_interval_s=0.1) as a, member(2, gate, recheck_interval_s=3600) as b:
         node = await b.transport.dial(None, a.transport.addresses(), 5)
         stream = await b.transport.open_stream(node, ECHO, 5)
         await stream.send(1, b"still a member")
         assert await stream.receive(100) == (1, b"still a member")
-        with pytest.raises(Truncated), trio.fail_after(5):
+        clock.ahead_s = 601
+        with pytest.raises(Truncated), trio.fail_after(10):
             await stream.receive(100)
-        await until(lambda: a.transport.connected() == b.transport.connected() == (), 2, "both ends letting go")
+        await until(lambda: a.transport.connected() == b.transport.connected() == (), 10, "both ends letting go")
         with pytest.raises(NotMember):
             await b.transport.dial(None, a.transport.addresses(), 5)
         gate.proof = Org().issue(id_of(2))
@@ -140,10 +140,10 @@ async def test_a_connection_does_not_outlive_the_certificate_it_was_made_with() 
 
 async def test_half_open_flood() -> None:
     """Sockets that say nothing take no member's place, and are closed in time."""
-    async with member(1, max_handshakes=8, handshake_timeout_s=1.0) as a, member(2) as b:
+    async with member(1, max_handshakes=8, handshake_timeout_s=2.0) as a, member(2) as b:
         mute = [await trio.open_tcp_stream("127.0.0.1", port_of(a)) for _ in range(40)]
         assert await b.transport.dial(None, a.transport.addresses(), 5) == a.transport.node
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             for socket in mute:
                 while await socket.receive_some():
                     pass

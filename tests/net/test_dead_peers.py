@@ -7,6 +7,7 @@ import time
 
 import pytest
 import trio
+import trio.testing
 
 from meshd.core.errors import Truncated, Unreachable
 from meshd.core.peers import PeerDown, PeerUp
@@ -14,7 +15,14 @@ from tests.helpers import until
 from tests.net.members import ECHO, make_ad, member, seed_of
 from tests.net.peer_process import FLOOD, SILENT, peer_process
 
-LOSS_S = 0.2
+SEEN_WITHIN_S = 10.0
+"""A loss that is not seen at the socket is seen never: nothing else here would wake the reader."""
+
+STUCK_S = 30.0
+"""The deadline of writes where none may be waited for: whoever does is far beyond `AT_ONCE_S`."""
+
+AT_ONCE_S = 4.0
+"""On a slow machine. Below the 5 s at which handshakes and negotiations of streams end by themselves."""
 
 
 async def test_a_killed_peer_is_a_truncation_and_down_at_once() -> None:
@@ -25,15 +33,13 @@ async def test_a_killed_peer_is_a_truncation_and_down_at_once() -> None:
         assert isinstance(await anext(events), PeerUp)
         stream = await net.transport.open_stream(peer.node, FLOOD, 5)
         await stream.receive(2000)
-        killed_at = time.perf_counter()
         peer.signal(signal.SIGKILL)
-        with pytest.raises(Truncated):
+        with pytest.raises(Truncated), trio.fail_after(SEEN_WITHIN_S):
             while True:
                 await stream.receive(2000)
-        assert time.perf_counter() - killed_at < LOSS_S
-        assert await anext(events) == PeerDown(peer.node)
-        assert time.perf_counter() - killed_at < LOSS_S
+        # Whoever reads learns it no earlier than whoever watches: what comes 200 ms later is not there yet.
         assert net.transport.connected() == ()
+        assert events.receive_nowait() == PeerDown(peer.node)  # type: ignore[attr-defined]
 
 
 async def test_what_arrived_before_the_kill_is_still_read() -> None:
@@ -63,8 +69,7 @@ async def test_restart_on_the_same_port() -> None:
             await net.transport.dial(peer.node, (peer.address,), 1)
         assert await net.directory.lookup(peer.node) is None
         async with peer_process(2, peer.port) as again:
-            with trio.fail_after(2):
-                assert await net.transport.dial(again.node, (again.address,), 2) == peer.node
+            assert await net.transport.dial(again.node, (again.address,), 10) == peer.node
 
 
 async def test_a_stuck_send_to_a_frozen_peer_ends_by_its_deadline() -> None:
@@ -77,7 +82,7 @@ async def test_a_stuck_send_to_a_frozen_peer_ends_by_its_deadline() -> None:
         with pytest.raises(Truncated):
             while True:
                 await stream.send(1, bytes(100_000))
-        assert time.perf_counter() - began < 2
+        assert time.perf_counter() - began < AT_ONCE_S, "waited for another deadline than its own"
         with pytest.raises(Truncated):
             await other.receive(100)
         assert net.transport.connected() == ()
@@ -85,7 +90,7 @@ async def test_a_stuck_send_to_a_frozen_peer_ends_by_its_deadline() -> None:
 
 async def test_a_stuck_send_to_a_slow_reader_costs_only_its_stream() -> None:
     """The peer answers elsewhere: it is alive, so its other streams stay."""
-    async with member(1, write_deadline_s=0.5) as net, peer_process(2) as peer:
+    async with member(1, write_deadline_s=1.5) as net, peer_process(2) as peer:
         await net.transport.dial(peer.node, (peer.address,), 5)
         stuck = await net.transport.open_stream(peer.node, SILENT, 5)
         lively = await net.transport.open_stream(peer.node, ECHO, 5)
@@ -106,7 +111,7 @@ async def test_a_stuck_send_to_a_slow_reader_costs_only_its_stream() -> None:
 
 
 async def test_a_frozen_peer_is_dropped_at_once() -> None:
-    async with member(1) as net, peer_process(2) as peer:
+    async with member(1, write_deadline_s=STUCK_S) as net, peer_process(2) as peer:
         await net.transport.dial(peer.node, (peer.address,), 5)
         stream = await net.transport.open_stream(peer.node, SILENT, 5)
         peer.signal(signal.SIGSTOP)
@@ -120,36 +125,36 @@ async def test_a_frozen_peer_is_dropped_at_once() -> None:
             nursery.start_soon(stuck)
             await trio.testing.wait_all_tasks_blocked(0.05)
             began = time.perf_counter()
-            await net.transport.drop(peer.node)
-            assert time.perf_counter() - began < 0.1
-        assert time.perf_counter() - began < 0.5
+            with trio.testing.assert_no_checkpoints():  # it waits for nothing at all
+                await net.transport.drop(peer.node)
+        assert time.perf_counter() - began < AT_ONCE_S, "the sender was not woken"
 
 
 async def test_nothing_waits_long_for_a_frozen_peer() -> None:
     async with member(1) as net, peer_process(2) as peer:
         await net.transport.dial(peer.node, (peer.address,), 5)
         peer.signal(signal.SIGSTOP)
-        with trio.fail_after(1), pytest.raises(Unreachable):
+        with trio.fail_after(AT_ONCE_S), pytest.raises(Unreachable):
             await net.transport.open_stream(peer.node, ECHO, 0.3)
         await net.transport.drop(peer.node)
-        with trio.fail_after(1), pytest.raises(Unreachable):
+        with trio.fail_after(AT_ONCE_S), pytest.raises(Unreachable):
             await net.transport.dial(peer.node, (peer.address,), 0.3)
 
 
 async def test_leaving_does_not_wait_for_a_frozen_peer() -> None:
     async with peer_process(2) as peer:
-        async with member(1) as net:
+        async with member(1, write_deadline_s=STUCK_S) as net:
             await net.transport.dial(peer.node, (peer.address,), 5)
             stream = await net.transport.open_stream(peer.node, SILENT, 5)
             peer.signal(signal.SIGSTOP)
             await stream.send(1, bytes(100_000))
             began = time.perf_counter()
-        assert time.perf_counter() - began < 1
+        assert time.perf_counter() - began < AT_ONCE_S
 
 
 async def test_frozen_peers_do_not_stall_the_directory() -> None:
-    """The library waits 10 to 30 s."""
-    async with member(1, directory_timeout_s=0.3) as net, member(2) as helper, peer_process(3) as frozen:
+    """The library waits 10 to 30 s for each question; each of these three waits 1 s for the frozen one."""
+    async with member(1, directory_timeout_s=1.0) as net, member(2) as helper, peer_process(3) as frozen:
         for address, node in ((frozen.address, frozen.node), (helper.transport.addresses()[0], None)):
             await net.transport.dial(node, (address,), 5)
         await net.directory.refresh()
@@ -159,4 +164,4 @@ async def test_frozen_peers_do_not_stall_the_directory() -> None:
         assert await net.directory.lookup(helper.transport.node) is not None
         assert await net.directory.lookup(frozen.node) is None
         await net.directory.publish(make_ad(seed_of(1), 1))
-        assert time.perf_counter() - began < 3
+        assert time.perf_counter() - began < 9
