@@ -103,7 +103,8 @@ class Schedule:
             if len(line.pending) > 1 and room_tokens > 0:
                 feeds.append(_feed(line, min(room_tokens, len(line.pending))))
                 room_tokens -= len(feeds[-1].tokens)
-        return feeds
+        # llama.cpp computes neighbouring slots in rising order together, and whatever breaks that order apart.
+        return sorted(feeds, key=lambda feed: feed.slot)
 
 
 def _feed(line: Line, count: int, *, logits: bool = False) -> Feed:

@@ -43,6 +43,14 @@ def test_prompts_are_served_in_order_of_arrival() -> None:
     assert [(f.id, len(f.tokens)) for f in step(schedule)] == [(1, 5), (2, 5)]
 
 
+def test_a_step_is_in_order_of_slots_whoever_came_first() -> None:
+    """Out of order, llama.cpp computes each run of neighbouring slots by itself, at the cost of a step each."""
+    schedule = Schedule(prefill_chunk_tokens=10)
+    for id, slot in ((1, 3), (2, 0), (3, 2), (4, 1)):
+        schedule.add(Line(id, slot, exact=False, prompt_tokens=1, pending=[7] * (5 if id == 2 else 1)))
+    assert [feed.slot for feed in schedule.next_step()] == [0, 1, 2, 3]
+
+
 def test_exact_steps_have_shapes_of_their_own_and_take_turns_with_the_others() -> None:
     schedule = Schedule(prefill_chunk_tokens=256)
     schedule.add(line(1, EXACT_CHUNK_TOKENS + 6, exact=True, prompt=EXACT_CHUNK_TOKENS + 3))
