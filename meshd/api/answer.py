@@ -15,13 +15,13 @@ import trio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from meshd.api.chunks import KEEPALIVE, Chunks, error_event, reroute_comment
+from meshd.api.chunks import KEEPALIVE, Chunks, error_event, loading_comment, reroute_comment
 from meshd.api.contract import JOB_HEADER
 from meshd.api.errors import error_response, json_response
 from meshd.api.parse import ChatRequest
 from meshd.core.errors import MeshError, Overloaded
 from meshd.core.job import Job
-from meshd.node.views import AnswerEvent, Rerouted, Service, TextDelta
+from meshd.node.views import AnswerEvent, JobDone, Loading, Rerouted, Service, TextDelta
 
 _log = logging.getLogger("meshd.api")
 
@@ -111,7 +111,7 @@ class WholeAnswer:
                     parts.append(event.text)
                 elif isinstance(event, Rerouted):
                     attempts = event.attempt
-                else:
+                elif isinstance(event, JobDone):
                     body = self._chunks.whole("".join(parts), event, attempts)
                     self._response = json_response(body, headers={JOB_HEADER: self._job.id})
                     return
@@ -154,7 +154,9 @@ class StreamedAnswer:
                 elif isinstance(event, Rerouted):
                     self._attempts = event.attempt
                     await self._write(reroute_comment(event))
-                else:
+                elif isinstance(event, Loading):
+                    await self._write(loading_comment(event))
+                elif isinstance(event, JobDone):
                     await self._write(self._open() + self._chunks.closing(event, self._attempts), last=True)
                     return
         raise _unfinished()

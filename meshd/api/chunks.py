@@ -15,7 +15,7 @@ from meshd.api.parse import ChatRequest
 from meshd.core.errors import MeshError
 from meshd.core.generation import Usage
 from meshd.core.ids import JobId
-from meshd.node.views import JobDone, Rerouted
+from meshd.node.views import JobDone, Loading, Rerouted
 
 KEEPALIVE = b": mesh waiting\n\n"
 DONE = b"data: [DONE]\n\n"
@@ -32,6 +32,11 @@ def reroute_comment(event: Rerouted) -> bytes:
     }
     text = " ".join(f"{name}={quote(value)}" for name, value in fields.items())
     return f": mesh rerouted {text}\n\n".encode()
+
+
+def loading_comment(event: Loading) -> bytes:
+    """A line that SSE clients skip: the model is being loaded, and so much of it is there."""
+    return f": mesh loading worker={quote(event.worker_name)} percent={event.fraction * 100:.0f}\n\n".encode()
 
 
 def error_event(error: MeshError) -> bytes:

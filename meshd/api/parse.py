@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 
 from meshd.api.fields import Fields, check_text
 from meshd.core import limits
+from meshd.core.chat import Message
 from meshd.core.classes import DataClass, Region
 from meshd.core.errors import BadInput
-from meshd.core.generation import Generation, Message, Prompt, Sampling
+from meshd.core.generation import Generation, Prompt, Sampling
 from meshd.core.ids import JobId
 from meshd.core.job import Constraints, Job, TaskKind
 

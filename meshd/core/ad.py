@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from meshd.core import limits
+from meshd.core.classes import DataClass
 from meshd.core.errors import BadInput
 from meshd.core.ids import ModelDigest, NodeId, parse_digest, parse_node_id
 
@@ -39,10 +40,44 @@ class Gpu:
             raise BadInput("memory is never negative", param="gpus")
 
 
+class Ability(StrEnum):
+    """What an offered model can be asked for. ``resume``: to go on after tokens that another delivered."""
+
+    GENERATE = "generate"
+    EMBED = "embed"
+    TOKENIZE = "tokenize"
+    RESUME = "resume"
+
+
+ABILITIES_OF_A_FILE = (Ability.GENERATE, Ability.EMBED, Ability.TOKENIZE, Ability.RESUME)
+
+
+class DeviceKind(StrEnum):
+    """What computes: this machine's processors, a GPU, or a server that this node stands in front of."""
+
+    CPU = "cpu"
+    GPU = "gpu"
+    UPSTREAM = "upstream"
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Measured: ``sequences`` answers at once give ``tokens_per_s`` in all."""
+
+    sequences: int
+    tokens_per_s: float
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.sequences <= 4096:
+            raise BadInput("a rate is about 1 to 4,096 sequences", param="models")
+        _rate(self.tokens_per_s)
+
+
 @dataclass(frozen=True, slots=True)
 class ModelOffer:
     """A model a node can run. Rates are measured on that node (tokens/s); 0 means not measured yet.
-    ``ready``: loaded now, not only on disk."""
+    ``ready``: loaded now, not only on disk. ``rates``: of several answers at once, by their number, rising.
+    ``class_max``: the highest data class that may be given to it, however much the node itself is cleared for."""
 
     name: str
     digest: ModelDigest
@@ -50,9 +85,15 @@ class ModelOffer:
     prefill_tokens_per_s: float = 0.0
     generation_tokens_per_s: float = 0.0
     ready: bool = False
+    rates: tuple[Rate, ...] = ()
+    abilities: tuple[Ability, ...] = ABILITIES_OF_A_FILE
+    device: DeviceKind = DeviceKind.CPU
+    class_max: DataClass = DataClass.RESTRICTED
 
     def __post_init__(self) -> None:
         parse_digest(self.digest)
+        if len(self.rates) > limits.MAX_RATES_PER_MODEL or len(self.abilities) > len(Ability):
+            raise BadInput("too many rates or abilities of a model", param="models")
         if not 1 <= len(self.name) <= 200:
             raise BadInput("model name must have 1 to 200 characters", param="models")
         _words(self.name, 200)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from meshd.core.ad import Gpu
-from meshd.core.generation import FinishReason, Token
+from meshd.core.ad import ABILITIES_OF_A_FILE, Ability, DeviceKind, Gpu, Rate
+from meshd.core.classes import DataClass
+from meshd.core.generation import FinishReason, Opening, Token
 from meshd.core.ids import ModelDigest
 
 
@@ -31,6 +32,10 @@ class EngineModel:
     gpu_layers: int
     prefill_tokens_per_s: float
     generation_tokens_per_s: float
+    rates: tuple[Rate, ...] = ()
+    abilities: tuple[Ability, ...] = ABILITIES_OF_A_FILE
+    device: DeviceKind = DeviceKind.CPU
+    class_max: DataClass = DataClass.RESTRICTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +48,17 @@ class EngineLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineStarted:
-    """The prompt is tokenised and admitted to a slot. ``stop``: strings the model's plain template adds to the
-    request's own stop list (empty where the model brings its own template)."""
+class EngineLoading:
+    """The model is being loaded for this request: so much of it is there (0 to 1). Comes before EngineStarted."""
 
-    prompt_tokens: int
-    stop: tuple[str, ...] = ()
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStarted:
+    """The prompt is tokenised and admitted to a slot."""
+
+    opening: Opening
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +75,13 @@ class EngineFinished:
     reason: FinishReason
 
 
-EngineEvent = EngineStarted | EngineTokens | EngineFinished
+EngineEvent = EngineLoading | EngineStarted | EngineTokens | EngineFinished
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """One engine process, for people who look after the machine. ``state``: ready or loading."""
+    """One engine, for people who look after the machine. ``state``: ready, loading, resting (it failed and waits
+    before the next try) or idle (not loaded, loads on demand). ``reason`` says why, in words."""
 
     model: str
     digest: ModelDigest
@@ -79,6 +90,8 @@ class EngineStatus:
     slots: int
     slots_free: int
     state: str
+    reason: str = ""
+    loaded_fraction: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

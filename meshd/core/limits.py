@@ -8,11 +8,11 @@ from typing import Final
 MAX_CERTIFICATE_BYTES: Final = 4096
 """A certificate with its issuer's delegation is under 1 KiB; more is an attack."""
 
-MAX_AD_BYTES: Final = 8192
-"""32 models of 200 bytes and the rest; DHT values stay well under libp2p's message bound."""
+MAX_AD_BYTES: Final = 12 * 1024
+"""24 models of 400 bytes and the rest; DHT values stay well under libp2p's message bound."""
 
-MAX_CONTROL_FRAME_BYTES: Final = 256 * 1024
-"""A hello with 16 gossiped ads of full size and room."""
+MAX_CONTROL_FRAME_BYTES: Final = 384 * 1024
+"""A hello with 24 gossiped ads of full size and room."""
 
 MAX_TASK_BYTES: Final = 4 * 1024 * 1024
 """Header and sealed body: a prompt of a million tokens' text."""
@@ -36,8 +36,23 @@ MAX_STOPS: Final = 16
 MAX_STOP_BYTES: Final = 512
 """Stop strings are held back while they may still match; OpenAI allows 4, llama-server more."""
 
+MAX_TOOLS: Final = 128
+"""Functions offered to a model, as OpenAI has it."""
+
+MAX_SCHEMA_BYTES: Final = 64 * 1024
+"""JSON schema of an answer or of a function's arguments. A grammar is compiled from it."""
+
+MAX_TOP_LOGPROBS: Final = 20
+MAX_BIASES: Final = 1024
+"""Entries of logit_bias; OpenAI has 300."""
+
+MAX_INPUTS: Final = 2048
+"""Texts of one request for embeddings, as OpenAI has it."""
+
 MAX_MODELS_PER_AD: Final = 32
 MAX_GPUS_PER_AD: Final = 16
+MAX_RATES_PER_MODEL: Final = 6
+"""Speeds by number of answers at once: 1, 2, 4, 8, 16, 32."""
 
 AD_TTL_S: Final = 10.0
 """Hard maximum life of an ad. With the allowed skew a dead node is gone from every view within 15 s."""

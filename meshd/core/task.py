@@ -50,6 +50,7 @@ class DeclineReason(StrEnum):
     DRAINING = "draining"
     BUSY = "busy"
     NO_MODEL = "no_model"
+    NO_ABILITY = "no_ability"
     CLEARANCE = "clearance"
     REGION = "region"
     BEYOND_LIMITS = "beyond_limits"

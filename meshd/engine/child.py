@@ -20,11 +20,11 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
+from meshd.core.chat import Message as ChatMessage
 from meshd.core.errors import BadInput, MeshError
 from meshd.core.generation import Generation
-from meshd.core.generation import Message as ChatMessage
-from meshd.engine.codec import request_from
-from meshd.engine.decoding import ContextLost, Decoding, Prepared
+from meshd.engine.codec import work_from
+from meshd.engine.decoding import ContextLost, Decoding, Prepared, refusal
 from meshd.engine.frames import FrameError, Message, Unpacker, pack
 from meshd.engine.llama import LlamaModel, LoadPlan
 from meshd.engine.prompt import PLAIN_STOP, ChatTemplate, mark, plain_chat
@@ -227,7 +227,10 @@ class Child:
                 raise FrameError(f"unknown message {message[0]!r}")
 
     def _start(self, id: int, request: dict[str, Any], delivered: list[int]) -> list[Message]:
-        return self._decoding.start(id, request_from(request), delivered)
+        work = work_from(request)
+        if not isinstance(work, Generation):
+            return [refusal(id, BadInput("this engine only generates", param="kind"))]
+        return self._decoding.start(id, work, delivered)
 
     def _write(self, messages: list[Message]) -> None:
         data = memoryview(b"".join(pack(message) for message in messages))

@@ -15,8 +15,9 @@ import trio
 
 from meshd.core.engine import EngineEvent, EngineLimits, EngineModel, EngineStatus, ModelFile
 from meshd.core.errors import BeyondLimits, EngineFailed
-from meshd.core.generation import Generation, Token
+from meshd.core.generation import Token
 from meshd.core.ids import ModelDigest
+from meshd.core.job import Work
 from meshd.engine.config import PoolConfig
 from meshd.engine.gguf import GgufInfo, inspect
 from meshd.engine.process import EngineProcess
@@ -161,9 +162,9 @@ class EnginePool:
 
     @asynccontextmanager
     async def generate(
-        self, digest: ModelDigest, request: Generation, delivered: Sequence[Token] = ()
+        self, digest: ModelDigest, work: Work, delivered: Sequence[Token] = ()
     ) -> AsyncIterator[AsyncIterator[EngineEvent]]:
-        """Run one generation, going on after ``delivered``; the first event is EngineStarted, the last
+        """Do one piece of work, going on after ``delivered``; the first event is EngineStarted, the last
         EngineFinished. Leaving the context frees the slot within one decode step.
 
         Raises on entering: BadInput, ContextOverflow (the request's fault), Overloaded (no slot), EngineFailed (the
@@ -172,7 +173,7 @@ class EnginePool:
         process = self._processes.get(digest)
         if process is None:
             raise EngineFailed("the model is not loaded")
-        events = process.start(request, delivered)
+        events = process.start(work, delivered)
         try:
             await events.admitted()
             yield events

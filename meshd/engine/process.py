@@ -28,8 +28,9 @@ from meshd.core.engine import (
     ModelFile,
 )
 from meshd.core.errors import BadInput, ContextOverflow, EngineFailed, MeshError, ModelInvalid, Overloaded
-from meshd.core.generation import FinishReason, Generation, Token
-from meshd.engine.codec import request_map
+from meshd.core.generation import FinishReason, Opening, Token
+from meshd.core.job import Work
+from meshd.engine.codec import work_map
 from meshd.engine.config import PoolConfig
 from meshd.engine.decoding import WINDOW_TOKENS
 from meshd.engine.frames import FrameError, Message, Unpacker, pack
@@ -150,15 +151,15 @@ class EngineProcess:
         except psutil.Error:
             return 0
 
-    def start(self, request: Generation, delivered: Sequence[Token]) -> Events:
-        """Ask the engine for a generation. Raises Overloaded, BadInput, EngineFailed at once."""
+    def start(self, work: Work, delivered: Sequence[Token]) -> Events:
+        """Ask the engine for a piece of work. Raises Overloaded, BadInput, EngineFailed at once."""
         if not self.alive:
             raise self.failure or EngineFailed("the model is not loaded")
         if any(token.index != place for place, token in enumerate(delivered)):
             raise BadInput("the delivered tokens have a gap", param="delivered")
         if self.slots_free <= 0:
             raise Overloaded("every slot of the engine is in use", retry_after_s=1.0)
-        frame = _start_frame(self._next_id, request, delivered)
+        frame = _start_frame(self._next_id, work, delivered)
         events = Events(self, self._next_id)
         self._next_id += 1
         if not self._running:
@@ -312,7 +313,7 @@ class EngineProcess:
             case ["tokens", int(id), int(first), list(tokens)]:
                 self._put(id, EngineTokens(tuple(Token(first + i, t, p) for i, (t, p) in enumerate(tokens))))
             case ["started", int(id), int(prompt_tokens), list(stops)]:
-                self._put(id, EngineStarted(prompt_tokens, tuple(stops)))
+                self._put(id, EngineStarted(Opening(prompt_tokens, tuple(stops))))
             case ["finished", int(id), str(reason)]:
                 self._put(id, EngineFinished(FinishReason(reason)))
                 self._end(id, None)
@@ -342,9 +343,9 @@ class EngineProcess:
             self.info = replace(self.info, prefill_tokens_per_s=prefill, generation_tokens_per_s=generation)
 
 
-def _start_frame(id: int, request: Generation, delivered: Sequence[Token]) -> bytes:
+def _start_frame(id: int, work: Work, delivered: Sequence[Token]) -> bytes:
     try:
-        return pack(["start", id, request_map(request), [token.id for token in delivered]])
+        return pack(["start", id, work_map(work), [token.id for token in delivered]])
     except (FrameError, UnicodeEncodeError, OverflowError) as error:
         raise BadInput(f"the request cannot be passed on: {error}") from None
 

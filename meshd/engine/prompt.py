@@ -22,8 +22,8 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from meshd.core import limits
+from meshd.core.chat import Message
 from meshd.core.errors import BadInput
-from meshd.core.generation import Message
 
 PLAIN_STOP: Final = "\nUser:"
 RENDER_TIMEOUT_S: Final = 2.0

@@ -99,6 +99,7 @@ class Run:
             self.accepted_s,
             now_s,
             finish,
+            self.task.job.kind,
         )
 
 
@@ -265,10 +266,14 @@ class Execution:
 
     # -- the engine
 
+    def _loads(self, run: Run, event: ev.EngineLoads, now_s: float) -> _Effects:
+        run.sent_s = now_s
+        return [ev.SendLoading(run.submitter, run.attempt, event.fraction)]
+
     def _began(self, run: Run, event: ev.EngineBegan, now_s: float) -> _Effects:
         run.state = State.RUNNING
-        run.prompt_tokens, run.sent_s = event.prompt_tokens, now_s
-        return [ev.SendStarted(run.submitter, run.attempt, event.prompt_tokens, run.digest, event.stops)]
+        run.prompt_tokens, run.sent_s = event.opening.prompt_tokens, now_s
+        return [ev.SendStarted(run.submitter, run.attempt, event.opening, run.digest)]
 
     def _produced(self, run: Run, event: ev.EngineProduced, now_s: float) -> _Effects:
         for offset, token in enumerate(event.tokens):
@@ -287,7 +292,7 @@ class Execution:
     def _engine_broke(self, run: Run, event: ev.EngineBroke, now_s: float) -> _Effects:
         run.state = State.STOPPING
         facts = run.facts(event.reason, now_s)
-        return [ev.SendEnded(run.submitter, run.attempt, event.reason, event.message, facts)]
+        return [ev.SendEnded(run.submitter, run.attempt, event.reason, event.message, facts, event.param)]
 
     def _engine_wrong(self, run: Run, event: RunEvent, now_s: float) -> _Effects:
         message = f"the engine said {type(event).__name__} out of turn"
@@ -372,6 +377,7 @@ TABLE: Final[dict[tuple[str, type], Rule]] = {
     **_live(ev.Renewed, _E._renewed),
     **_live(ev.CancelReceived, _E._cancelled),
     **_live(ev.StreamLost, _E._stream_lost),
+    **_engine(ev.EngineLoads, starting=_E._loads, running=_E._engine_wrong),
     **_engine(ev.EngineBegan, starting=_E._began, running=_E._engine_wrong),
     **_engine(ev.EngineProduced, starting=_E._engine_wrong, running=_E._produced),
     **_engine(ev.EngineEnded, starting=_E._engine_wrong, running=_E._engine_ended),

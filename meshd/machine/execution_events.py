@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from meshd.core.generation import FinishReason, Token
+from meshd.core.generation import FinishReason, Opening, Token
 from meshd.core.ids import AttemptId, ModelDigest, NodeId
+from meshd.core.job import TaskKind
 from meshd.core.task import DeclineReason, EndReason, Task
 from meshd.policy.admission import Host
 
@@ -70,13 +71,21 @@ class ConnectionLost:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineLoads:
+    """The engine loads the model for this attempt: so much of it is there (0 to 1)."""
+
+    submitter: NodeId
+    attempt: AttemptId
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
 class EngineBegan:
     """The engine took the prompt."""
 
     submitter: NodeId
     attempt: AttemptId
-    prompt_tokens: int
-    stops: tuple[str, ...] = ()
+    opening: Opening
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +114,7 @@ class EngineBroke:
     attempt: AttemptId
     reason: EndReason
     message: str = ""
+    param: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +148,7 @@ RunEvent = (
     | Renewed
     | CancelReceived
     | StreamLost
+    | EngineLoads
     | EngineBegan
     | EngineProduced
     | EngineEnded
@@ -163,6 +174,7 @@ class ReceiptFacts:
     started_s: float
     ended_s: float
     finish: str
+    kind: TaskKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,12 +212,18 @@ class StopEngine:
 
 
 @dataclass(frozen=True, slots=True)
+class SendLoading:
+    submitter: NodeId
+    attempt: AttemptId
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
 class SendStarted:
     submitter: NodeId
     attempt: AttemptId
-    prompt_tokens: int
+    opening: Opening
     digest: ModelDigest | None
-    stops: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +258,7 @@ class SendEnded:
     reason: EndReason
     message: str
     receipt: ReceiptFacts
+    param: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +289,7 @@ ExecutionEffect = (
     | Decline
     | StartEngine
     | StopEngine
+    | SendLoading
     | SendStarted
     | SendTokens
     | SendHeartbeat

@@ -40,7 +40,7 @@ from enum import StrEnum
 from typing import Any, Final, assert_never
 
 from meshd.core import errors, limits
-from meshd.core.generation import FinishReason, Token, Usage
+from meshd.core.generation import FinishReason, Opening, Token, Usage
 from meshd.core.ids import AttemptId, ModelDigest, NodeId
 from meshd.core.job import Job, TaskKind
 from meshd.core.task import EndReason, LossReason
@@ -99,8 +99,7 @@ class Submission:
         self.worker: NodeId | None = None
         self.digest: ModelDigest | None = None
         self.delivered: list[Token] = []
-        self.prompt_tokens = 0
-        self.stops: tuple[str, ...] | None = None
+        self.opening: Opening | None = None
         self._seed = seed
         self._patience_s = patience_s
         self._offer_s = offer_s
@@ -124,7 +123,8 @@ class Submission:
     @property
     def usage(self) -> Usage:
         """Tokens so far."""
-        return Usage(self.prompt_tokens, len(self.delivered))
+        opening = self.opening or Opening(0)
+        return Usage(opening.prompt_tokens, len(self.delivered), opening.cached_tokens)
 
     def handle(self, event: SubmissionEvent, now_s: float) -> Sequence[SubmissionEffect]:
         """What must be done now that ``event`` happened, in order."""
@@ -173,6 +173,8 @@ class Submission:
 
     @property
     def _max_tokens(self) -> int:
+        if self.job.embedding is not None:
+            return len(self.job.embedding.inputs)
         wanted = self.job.generation.max_tokens if self.job.generation is not None else None
         return limits.MAX_OUTPUT_TOKENS if wanted is None else wanted
 
@@ -266,16 +268,16 @@ class Submission:
     def _started(self, event: ev.Started, now_s: float) -> _Effects:
         if self._pinned is not None and event.digest != self._pinned:
             return self._lose(LossReason.PROTOCOL, now_s)
-        if event.digest is None and self.job.kind is TaskKind.GENERATE:
+        if event.digest is None and self.job.kind is not TaskKind.NOOP:
             return self._lose(LossReason.PROTOCOL, now_s)
         self.state = State.RUNNING
         self._heard_at_s = now_s
         self._waiting_since_s = None
         self.digest = event.digest
-        if self.stops is None:
-            self.stops, self.prompt_tokens = event.stops, event.prompt_tokens
+        if self.opening is None:
+            self.opening = event.opening
         attempt, worker = self._current()
-        return [ev.Began(attempt, worker, self.prompt_tokens, self.digest, self.stops)]
+        return [ev.Began(attempt, worker, self.opening, self.digest)]
 
     def _tokens(self, event: ev.Tokens, now_s: float) -> _Effects:
         self._heard_at_s = now_s
@@ -315,11 +317,13 @@ class Submission:
     def _ended(self, event: ev.Ended, now_s: float) -> _Effects:
         reason = event.reason
         if reason is EndReason.BAD_INPUT:
-            return self._fail(errors.BadInput.code, event.message or "the worker cannot read the request")
+            message = event.message or "the worker cannot read the request"
+            return self._fail(errors.BadInput.code, message, event.param)
         if reason is EndReason.CONTEXT_OVERFLOW:
             if self.delivered:
                 return self._lose(LossReason.DECLINED, now_s, for_good=True, tell=False)
-            return self._fail(errors.ContextOverflow.code, event.message or "the prompt does not fit the context")
+            message = event.message or "the prompt does not fit the context"
+            return self._fail(errors.ContextOverflow.code, message, event.param)
         return self._lose(_loss_by(reason), now_s, tell=False)
 
     def _lost(self, event: ev.Lost, now_s: float) -> _Effects:
@@ -394,9 +398,9 @@ class Submission:
         self.state, self.worker = State.ENDED, None
         return [ev.Complete(self.job.id, self.attempt, worker, finish, self.usage, verified)]
 
-    def _fail(self, code: str, message: str) -> _Effects:
+    def _fail(self, code: str, message: str, param: str = "") -> _Effects:
         self.state, self.worker = State.ENDED, None
-        return [ev.Fail(self.job.id, self.attempt, code, message)]
+        return [ev.Fail(self.job.id, self.attempt, code, message, param)]
 
 
 def _loss_by(reason: EndReason) -> LossReason:

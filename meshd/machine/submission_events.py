@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from meshd.core.generation import FinishReason, Token, Usage
+from meshd.core.generation import FinishReason, Opening, Token, Usage
 from meshd.core.ids import AttemptId, JobId, ModelDigest, NodeId
 from meshd.core.task import DeclineReason, EndReason, LossReason
 
@@ -49,12 +49,11 @@ class OfferDeclined:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The worker's engine took the prompt. ``stops``: what its model's plain template adds to the stop strings."""
+    """The worker's engine took the prompt."""
 
     attempt: AttemptId
-    prompt_tokens: int
+    opening: Opening
     digest: ModelDigest | None
-    stops: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +83,7 @@ class Ended:
     attempt: AttemptId
     reason: EndReason
     message: str = ""
+    param: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,13 +166,12 @@ class CancelAttempt:
 
 @dataclass(frozen=True, slots=True)
 class Began:
-    """The attempt runs. ``stops`` are to be used beside the request's own; of the first attempt that began."""
+    """The attempt runs. ``opening`` is that of the first attempt that began: what it implies holds for the answer."""
 
     attempt: AttemptId
     worker: NodeId
-    prompt_tokens: int
+    opening: Opening
     digest: ModelDigest | None
-    stops: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,12 +217,13 @@ class Complete:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """The job failed: the end. ``code`` is that of a class in `core.errors`."""
+    """The job failed: the end. ``code`` is that of a class in `core.errors`; ``param`` the field at fault, if any."""
 
     job: JobId
     attempt: AttemptId | None
     code: str
     message: str
+    param: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,4 +112,8 @@ class Advertiser:
             loaded.prefill_tokens_per_s,
             loaded.generation_tokens_per_s,
             ready=True,
+            rates=loaded.rates,
+            abilities=loaded.abilities,
+            device=loaded.device,
+            class_max=loaded.class_max,
         )

@@ -9,7 +9,7 @@ import trio
 
 from meshd.core.errors import MeshError
 from meshd.core.ids import JobId
-from meshd.node.views import AnswerEvent, JobDone, TextDelta
+from meshd.node.views import AnswerEvent, JobDone, Loading, TextDelta
 
 
 class AnswerBuffer:
@@ -26,7 +26,11 @@ class AnswerBuffer:
         """Add what comes next."""
         last = self._waiting[-1] if self._waiting else None
         if isinstance(event, TextDelta) and isinstance(last, TextDelta):
-            self._waiting[-1] = TextDelta(last.text + event.text, last.tokens + event.tokens)
+            self._waiting[-1] = TextDelta(
+                last.text + event.text, last.tokens + event.tokens, (*last.scored, *event.scored)
+            )
+        elif isinstance(event, Loading) and isinstance(last, Loading):
+            self._waiting[-1] = event
         else:
             self._waiting.append(event)
         self._news.set()

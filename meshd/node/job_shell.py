@@ -15,7 +15,7 @@ import trio
 
 from meshd.core import errors
 from meshd.core.errors import MeshError
-from meshd.core.generation import Usage
+from meshd.core.generation import Token, Usage
 from meshd.core.ids import AttemptId, NodeId
 from meshd.core.job import Job, TaskKind
 from meshd.core.receipt import Receipt
@@ -25,7 +25,7 @@ from meshd.machine.submission import State, Submission
 from meshd.machine.table import StoryEntry
 from meshd.node.answer import AnswerBuffer
 from meshd.node.timer import Alarms
-from meshd.node.views import AttemptView, JobDone, JobView, Rerouted, TextDelta
+from meshd.node.views import AttemptView, ItemsDelta, JobDone, JobView, Loading, Opened, Rerouted, TextDelta
 from meshd.policy.placement import Placement, PlacementView, place
 from meshd.policy.text import TextAssembler
 
@@ -83,6 +83,7 @@ class JobShell:
         self._records: dict[int, _AttemptRecord] = {}
         self._last_token_at_s: float | None = None
         self._gap_from_s: float | None = None
+        self._opened = False
         self._started_at = wall()
         self._ended_at: float | None = None
         self._finish = ""
@@ -148,9 +149,7 @@ class JobShell:
                 self._attempts.cancel(effect.attempt)
                 self._record(effect.attempt, outcome=effect.reason)
             case on.Began():
-                if not self._machine.delivered:
-                    own = self.job.generation.stop if self.job.generation else ()
-                    self._assembler = TextAssembler((*own, *effect.stops))
+                self._began(effect)
             case on.Reroute():
                 self._rerouted(effect)
             case on.ReportFault():
@@ -179,16 +178,37 @@ class JobShell:
         self._records[offer.attempt.number] = _AttemptRecord(view)
         self._attempts.begin(offer, self)
 
+    def _began(self, began: on.Began) -> None:
+        if self._opened or self._machine.delivered:
+            return
+        self._opened = True
+        own = self.job.generation.stop if self.job.generation else ()
+        self._assembler = TextAssembler((*own, *began.opening.stops))
+        self.answer.write(Opened(began.opening))
+
+    def loading(self, attempt: AttemptId, fraction: float) -> None:
+        """The worker of ``attempt`` loads the model for it: a sign of life, and worth telling who waits."""
+        self.feed(on.Heartbeat(attempt))
+        if attempt == self._machine.attempt and self._machine.worker is not None:
+            self.answer.write(Loading(self._name_of(self._machine.worker), fraction))
+
     def _deliver(self, deliver: on.Deliver) -> None:
         now_s = trio.current_time()
-        text = "".join([self._assembler.feed(token.piece) for token in deliver.tokens])
         record = self._records[deliver.attempt.number]
         gap_ms = record.view.gap_ms
         if self._gap_from_s is not None:
             gap_ms, self._gap_from_s = (now_s - self._gap_from_s) * 1000, None
         record.view = replace(record.view, tokens=record.view.tokens + len(deliver.tokens), gap_ms=gap_ms)
         self._last_token_at_s = now_s
-        self.answer.write(TextDelta(text, len(deliver.tokens)))
+        self._show(deliver.tokens)
+
+    def _show(self, tokens: Sequence[Token]) -> None:
+        if self.job.generation is None:
+            self.answer.write(ItemsDelta(tuple(tokens)))
+            return
+        text = "".join([self._assembler.feed(token.piece) for token in tokens])
+        scored = () if self.job.generation.top_logprobs is None else tuple(tokens)
+        self.answer.write(TextDelta(text, len(tokens), scored))
         if self._assembler.stopped:
             self._pending.append(on.StoppedByText())
 
@@ -215,7 +235,10 @@ class JobShell:
 
     def _fail(self, fail: on.Fail) -> None:
         kind = _ERRORS.get(fail.code, errors.NoWorker)
-        self.answer.fail(kind(fail.message, hint=_hint(kind)))
+        if issubclass(kind, errors.BadInput):
+            self.answer.fail(kind(fail.message, param=fail.param or None, hint=_hint(kind)))
+        else:
+            self.answer.fail(kind(fail.message, hint=_hint(kind)))
         self._end(fail.code)
 
     def _end(self, finish: str) -> None:

@@ -21,6 +21,9 @@ def model_view(offer: ModelOffer) -> ModelView:
         offer.ready,
         offer.prefill_tokens_per_s,
         offer.generation_tokens_per_s,
+        tuple((rate.sequences, rate.tokens_per_s) for rate in offer.rates),
+        offer.device.value,
+        tuple(ability.value for ability in offer.abilities),
     )
 
 
@@ -122,7 +125,15 @@ def org_view(org: Organisation, certificate: Certificate, *, issuer: bool) -> Or
 def engine_view(status: EngineStatus) -> EngineView:
     """One engine process."""
     return EngineView(
-        status.model, status.digest, status.pid, status.rss_bytes, status.slots, status.slots_free, status.state
+        model=status.model,
+        digest=status.digest,
+        pid=status.pid,
+        rss_bytes=status.rss_bytes,
+        slots=status.slots,
+        slots_free=status.slots_free,
+        state=status.state,
+        reason=status.reason,
+        loaded_fraction=status.loaded_fraction,
     )
 
 
@@ -136,6 +147,13 @@ def mesh_models(candidates: list[Candidate], names: dict[str, str]) -> tuple[Mes
 
 
 def _mesh_model(name: str, digest: str, at: list[Candidate], names: dict[str, str]) -> MeshModelView:
-    contexts = [m.context_tokens for c in at for m in c.ad.models if (m.name, m.digest) == (name, digest)]
-    nodes = tuple(sorted(names.get(c.node, c.node) for c in at))
-    return MeshModelView(name, digest, max(contexts), nodes, any(c.local for c in at))
+    offers = [(c, m) for c in at for m in c.ad.models if (m.name, m.digest) == (name, digest)]
+    return MeshModelView(
+        name,
+        digest,
+        max(m.context_tokens for _, m in offers),
+        nodes=tuple(sorted(names.get(c.node, c.node) for c in at)),
+        local=any(c.local for c in at),
+        ready=tuple(sorted(names.get(c.node, c.node) for c, m in offers if m.ready)),
+        abilities=tuple(sorted({ability.value for _, m in offers for ability in m.abilities})),
+    )

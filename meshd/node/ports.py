@@ -21,8 +21,9 @@ from meshd.core.engine import (
     MachineInfo,
     ModelFile,
 )
-from meshd.core.generation import Generation, Token
+from meshd.core.generation import Token
 from meshd.core.ids import ModelDigest, NodeId
+from meshd.core.job import Work
 from meshd.core.peers import PeerDown as PeerDown
 from meshd.core.peers import PeerUp as PeerUp
 from meshd.core.trust import Certificate
@@ -139,9 +140,9 @@ class Engine(Protocol):
         """Put new limits on every running engine, now and while requests run."""
 
     def generate(
-        self, digest: ModelDigest, request: Generation, delivered: Sequence[Token]
+        self, digest: ModelDigest, work: Work, delivered: Sequence[Token]
     ) -> AbstractAsyncContextManager[AsyncIterator[EngineEvent]]:
-        """Run one generation, going on after ``delivered``. Leaving the context frees the sequence within one
+        """Do one piece of work, going on after ``delivered``. Leaving the context frees the sequence within one
         decode step. Raises BadInput, ContextOverflow, Overloaded (no slot), EngineFailed."""
 
 

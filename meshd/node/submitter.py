@@ -268,9 +268,11 @@ class Submitter:
                     shell.feed(on.Tokens(attempt, said.tokens))
                 case frames.Heartbeat():
                     shell.feed(on.Heartbeat(attempt))
+                case frames.Loading() as said:
+                    shell.loading(attempt, said.fraction)
                 case frames.Started() as said:
                     talk.digest = said.digest
-                    shell.feed(on.Started(attempt, said.prompt_tokens, said.digest, said.stop))
+                    shell.feed(on.Started(attempt, said.opening, said.digest))
                 case frames.Finished() as said:
                     good = self._account(talk, said.receipt, output)
                     shell.feed(on.Finished(attempt, said.reason, good))
@@ -278,7 +280,7 @@ class Submitter:
                 case frames.Ended() as said:
                     if said.receipt is not None:
                         self._account(talk, said.receipt, output)
-                    shell.feed(on.Ended(attempt, said.reason, said.detail))
+                    shell.feed(on.Ended(attempt, said.reason, said.detail, said.param))
                     return True
                 case other:
                     raise ProtocolViolation(f"a worker does not say {type(other).__name__}")

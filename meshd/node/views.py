@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from meshd.core.classes import DataClass, Region
-from meshd.core.generation import FinishReason, Usage
+from meshd.core.generation import FinishReason, Opening, Token, Usage
 from meshd.core.ids import JobId
 from meshd.core.job import Job
 from meshd.core.receipt import Receipt
@@ -35,6 +35,9 @@ class ModelView:
     ready: bool
     prefill_tokens_per_s: float
     generation_tokens_per_s: float
+    rates: tuple[tuple[int, float], ...] = ()
+    device: str = "cpu"
+    abilities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,7 @@ class OrgView:
 
 @dataclass(frozen=True, slots=True)
 class EngineView:
-    """One engine process."""
+    """One engine; see `core.engine.EngineStatus`."""
 
     model: str
     digest: str
@@ -130,6 +133,8 @@ class EngineView:
     slots: int
     slots_free: int
     state: str
+    reason: str = ""
+    loaded_fraction: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,21 +156,48 @@ class StatusView:
 
 @dataclass(frozen=True, slots=True)
 class MeshModelView:
-    """A model somewhere in the mesh, for /v1/models: ``nodes`` says where, ``local`` whether here."""
+    """A model somewhere in the mesh, for /v1/models: ``nodes`` says where, ``ready`` on which of them it is loaded,
+    ``local`` whether here."""
 
     name: str
     digest: str
     context_tokens: int
     nodes: tuple[str, ...]
     local: bool
+    ready: tuple[str, ...] = ()
+    abilities: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """The worker loads the model for this job: so much of it is there (0 to 1)."""
+
+    worker_name: str
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An engine has the prompt; what it says about it holds for the whole answer, whoever goes on with it."""
+
+    opening: Opening
 
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """New text of the answer (valid UTF-8, stop strings held back) and the tokens it stands for."""
+    """New text of the answer (valid UTF-8, stop strings held back) and how many tokens it stands for. ``scored``:
+    these tokens, where the request asked for their probabilities."""
 
     text: str
     tokens: int
+    scored: tuple[Token, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ItemsDelta:
+    """What came of work that is no text: vectors of an embedding, tokens of a tokenisation (see `core.job`)."""
+
+    items: tuple[Token, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +221,7 @@ class JobDone:
     receipt_id: str
 
 
-AnswerEvent = TextDelta | Rerouted | JobDone
+AnswerEvent = Loading | Opened | TextDelta | ItemsDelta | Rerouted | JobDone
 
 
 class Answer(Protocol):
@@ -199,7 +231,7 @@ class Answer(Protocol):
     def job(self) -> JobId: ...
 
     def events(self) -> AsyncIterator[AnswerEvent]:
-        """Text as it comes, then exactly one JobDone; or raises the MeshError the job failed with (NoWorker,
+        """Text (or items) as it comes, then exactly one JobDone; or raises the MeshError the job failed with (NoWorker,
         ContextOverflow, UnknownModel, BadInput, Overloaded)."""
 
 

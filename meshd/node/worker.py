@@ -11,12 +11,11 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
 
 import trio
 
 from meshd.core import limits
-from meshd.core.engine import EngineFinished, EngineStarted, EngineTokens
+from meshd.core.engine import EngineFinished, EngineLoading, EngineStarted, EngineTokens
 from meshd.core.errors import (
     BadInput,
     BadSignature,
@@ -31,13 +30,13 @@ from meshd.core.errors import (
     Truncated,
     WrongRecipient,
 )
-from meshd.core.generation import Token
 from meshd.core.ids import AttemptId, NodeId
 from meshd.core.receipt import Receipt
 from meshd.core.task import DeclineReason, EndReason
 from meshd.machine import execution_events as on
 from meshd.machine.execution import Execution
 from meshd.machine.table import StoryEntry
+from meshd.node.hosting import Hosting
 from meshd.node.models import Models
 from meshd.node.ports import Engine, FrameStream
 from meshd.node.receipts import ReceiptKeeper
@@ -49,19 +48,12 @@ from meshd.wire.keys import NodeKey
 from meshd.wire.protocols import TaskFrame
 from meshd.wire.receipt import output_hash, sign_receipt
 from meshd.wire.secretstream import pull_stream, push_stream
-from meshd.wire.task import OpenedTask, open_task
+from meshd.wire.task import open_task
 
 log = logging.getLogger("meshd.node.worker")
 
 HISTORY = 200
 """Ended attempts that `mesh jobs` can still show."""
-
-OUTBOX_MESSAGES = 65_536
-"""What one attempt may have to say and cannot, before its reader counts as gone. An answer's tokens fit."""
-
-FRAME_TOKENS = 256
-FRAME_BYTES = 32 * 1024
-"""Tokens told at once, and bytes of their text: half of what a frame holds."""
 
 ENGINE_REST_S = 2.0
 """After the engine failed, offers are declined for so long: it is starting again, and others are better placed."""
@@ -72,37 +64,7 @@ _REFUSALS: dict[type[MeshError], DeclineReason] = {
 }
 
 
-@dataclass(slots=True)
-class Hosting:
-    """One attempt here: where its words go."""
-
-    stream: FrameStream
-    opened: OpenedTask
-    writer: frames.SealedWriter
-    outbox: deque[object] = field(default_factory=deque)
-    news: trio.Event = field(default_factory=trio.Event)
-    engine: trio.CancelScope = field(default_factory=trio.CancelScope)
-    over: bool = False
-    fault: Truncated | ProtocolViolation | None = None
-
-    @property
-    def attempt(self) -> AttemptId:
-        return self.opened.task.header.attempt
-
-    @property
-    def submitter(self) -> NodeId:
-        return self.opened.task.header.submitter
-
-    def say(self, message: object) -> None:
-        """Queue what goes to the submitter next."""
-        if len(self.outbox) < OUTBOX_MESSAGES:
-            self.outbox.append(message)
-        self.news.set()
-
-    def end(self) -> None:
-        """Nothing more will be said: the attempt ended, or nobody listens."""
-        self.over = True
-        self.news.set()
+Said = on.SendLoading | on.SendStarted | on.SendTokens | on.SendHeartbeat | on.SendFinished | on.SendEnded
 
 
 class Worker:
@@ -304,25 +266,17 @@ class Worker:
                 await self._send(hosting, frames.Finished(message.reason, signed))
             case on.SendEnded():
                 signed = await self._keep(hosting, message.receipt)
-                await self._send(hosting, frames.Ended(message.reason, message.message[:500], signed))
+                ended = frames.Ended(message.reason, message.message[:500], signed, message.param[:100])
+                await self._send(hosting, ended)
             case on.SendTokens():
-                await self._send(hosting, frames.Tokens(self._joined(hosting, message)))
+                await self._send(hosting, frames.Tokens(hosting.joined(message)))
             case on.SendStarted():
                 model = hosting.opened.task.job.model
-                await self._send(hosting, frames.Started(message.prompt_tokens, message.digest, model, message.stops))
+                await self._send(hosting, frames.Started(message.opening, message.digest, model))
+            case on.SendLoading():
+                await self._send(hosting, frames.Loading(message.fraction))
             case on.SendHeartbeat():
                 await self._send(hosting, frames.Heartbeat())
-
-    def _joined(self, hosting: Hosting, said: on.SendTokens) -> tuple[Token, ...]:
-        """The tokens of ``said`` and those that wait right behind them, as many as one frame holds."""
-        tokens, outbox = said.tokens, hosting.outbox
-        while outbox and isinstance(after := outbox[0], on.SendTokens) and len(tokens) < FRAME_TOKENS:
-            tokens += after.tokens
-            outbox.popleft()
-        fit = _fitting(tokens)
-        if fit < len(tokens):
-            outbox.appendleft(replace(said, tokens=tokens[fit:]))
-        return tokens[:fit]
 
     async def _send(self, hosting: Hosting, message: frames.FromWorker) -> None:
         await hosting.stream.send(TaskFrame.SEALED, hosting.writer.seal(message))
@@ -409,12 +363,10 @@ class Worker:
             case on.SendFinished() | on.SendEnded():
                 self._remember(effect.receipt)
                 self._tell(effect, last=True)
-            case on.SendStarted() | on.SendTokens() | on.SendHeartbeat():
+            case on.SendLoading() | on.SendStarted() | on.SendTokens() | on.SendHeartbeat():
                 self._tell(effect, last=False)
 
-    def _tell(
-        self, effect: on.SendStarted | on.SendTokens | on.SendHeartbeat | on.SendFinished | on.SendEnded, *, last: bool
-    ) -> None:
+    def _tell(self, effect: Said, *, last: bool) -> None:
         if hosting := self._hosted.get((effect.submitter, effect.attempt)):
             hosting.say(effect)
             if last:
@@ -444,9 +396,9 @@ class Worker:
             try:
                 await self._generate(start)
             except ContextOverflow as e:
-                self.feed(on.EngineBroke(*key, EndReason.CONTEXT_OVERFLOW, e.message))
+                self.feed(on.EngineBroke(*key, EndReason.CONTEXT_OVERFLOW, e.message, e.param or ""))
             except BadInput as e:
-                self.feed(on.EngineBroke(*key, EndReason.BAD_INPUT, e.message))
+                self.feed(on.EngineBroke(*key, EndReason.BAD_INPUT, e.message, e.param or ""))
             except (EngineFailed, ModelInvalid, BeyondLimits, Overloaded) as e:
                 log.warning("%s: the engine failed: %s", start.attempt, e.message)
                 if not isinstance(e, Overloaded):
@@ -456,29 +408,21 @@ class Worker:
 
     async def _generate(self, start: on.StartEngine) -> None:
         key = (start.submitter, start.attempt)
-        generation = start.task.job.generation
-        if generation is None:
-            raise BadInput("nothing to generate")
+        work = start.task.job.work
+        if work is None:
+            raise BadInput("nothing to do")
         await self._models.ready(start.digest)
-        async with self._engine.generate(start.digest, generation, start.task.delivered) as events:
+        async with self._engine.generate(start.digest, work, start.task.delivered) as events:
             async for event in events:
                 match event:
                     case EngineTokens(tokens):
                         self.feed(on.EngineProduced(*key, tokens))
-                    case EngineStarted(prompt_tokens, stops):
-                        self.feed(on.EngineBegan(*key, prompt_tokens, stops))
+                    case EngineLoading(fraction):
+                        self.feed(on.EngineLoads(*key, fraction))
+                    case EngineStarted(opening):
+                        self.feed(on.EngineBegan(*key, opening))
                     case EngineFinished(reason):
                         self.feed(on.EngineEnded(*key, reason))
-
-
-def _fitting(tokens: tuple[Token, ...]) -> int:
-    """How many of ``tokens`` go into one frame: a piece has any length that a model's vocabulary gives it."""
-    size_bytes = 0
-    for at, token in enumerate(tokens[:FRAME_TOKENS]):
-        size_bytes += len(token.piece)
-        if size_bytes > FRAME_BYTES:
-            return max(at, 1)
-    return min(len(tokens), FRAME_TOKENS)
 
 
 def _view(facts: on.ReceiptFacts, submitter_name: str, ago_s: float, *, ended: bool) -> JobView:
@@ -487,7 +431,7 @@ def _view(facts: on.ReceiptFacts, submitter_name: str, ago_s: float, *, ended: b
     return JobView(
         id=facts.attempt.job,
         role="worker",
-        kind="generate" if facts.digest is not None else "noop",
+        kind=facts.kind,
         model=facts.model,
         state="ended" if ended else "running",
         submitter=submitter_name or facts.submitter,

@@ -12,7 +12,7 @@ from meshd.core.ids import ModelDigest, NodeId
 from meshd.core.job import TaskKind
 from meshd.core.share import Share
 from meshd.core.task import DeclineReason, Task, TaskHeader
-from meshd.policy.feasible import Facts, Infeasible, permitted
+from meshd.policy.feasible import Facts, Infeasible, Terms, permitted
 
 BUSY_RETRY_S: Final = 0.25
 ENGINE_RETRY_S: Final = 1.0
@@ -78,6 +78,9 @@ def _digest(task: Task, host: Host) -> ModelDigest | Refusal | None:
         return None
     for offer in host.models:
         if offer.name == task.job.model and task.digest in (None, offer.digest):
+            barred = Terms.of(offer).forbid(task.job, resumed=bool(task.delivered))
+            if barred is not None:
+                return Refusal(DeclineReason.CLEARANCE if barred is Infeasible.CLEARANCE else DeclineReason.NO_ABILITY)
             return offer.digest if host.engine_available else Refusal(DeclineReason.ENGINE_UNAVAILABLE, ENGINE_RETRY_S)
     return Refusal(DeclineReason.NO_MODEL)
 

@@ -14,6 +14,7 @@ _FOR_GOOD = frozenset(
     {
         DeclineReason.NOT_SHARING,
         DeclineReason.NO_MODEL,
+        DeclineReason.NO_ABILITY,
         DeclineReason.CLEARANCE,
         DeclineReason.REGION,
         DeclineReason.BEYOND_LIMITS,

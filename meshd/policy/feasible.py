@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from meshd.core.ad import Ad, ModelOffer, OfferState
+from meshd.core.ad import Ability, Ad, ModelOffer, OfferState
 from meshd.core.classes import DataClass, Region
 from meshd.core.ids import ModelDigest, NodeId
 from meshd.core.job import Constraints, Job, TaskKind
@@ -39,6 +39,7 @@ class Infeasible(StrEnum):
     """Why a candidate cannot run a job."""
 
     NO_MODEL = "no_model"
+    NO_ABILITY = "no_ability"
     OTHER_DIGEST = "other_digest"
     NO_CERTIFICATE = "no_certificate"
     CLEARANCE = "clearance"
@@ -79,10 +80,35 @@ def unavailable(candidate: Candidate) -> Infeasible | None:
     return None if candidate.ad.slots_free > 0 else Infeasible.BUSY
 
 
+_ABILITY = {TaskKind.GENERATE: Ability.GENERATE, TaskKind.EMBED: Ability.EMBED, TaskKind.TOKENIZE: Ability.TOKENIZE}
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What an offered model can be asked for, and up to which data class."""
+
+    abilities: tuple[Ability, ...]
+    class_max: DataClass
+
+    @classmethod
+    def of(cls, offer: ModelOffer) -> Terms:
+        """Those of ``offer``."""
+        return cls(offer.abilities, offer.class_max)
+
+    def forbid(self, job: Job, *, resumed: bool) -> Infeasible | None:
+        """Why a model on these terms cannot take ``job`` (``resumed``: tokens of it were delivered already)."""
+        if _ABILITY[job.kind] not in self.abilities or (resumed and Ability.RESUME not in self.abilities):
+            return Infeasible.NO_ABILITY
+        return Infeasible.CLEARANCE if job.constraints.data_class > self.class_max else None
+
+
 def lacks_model(job: Job, ad: Ad, digest: ModelDigest | None) -> Infeasible | None:
     """Why the node cannot serve the job's model (of that digest, once pinned); None when it can."""
-    if job.kind is TaskKind.NOOP or offer_for(job, ad, digest) is not None:
+    if job.kind is TaskKind.NOOP:
         return None
+    offer = offer_for(job, ad, digest)
+    if offer is not None:
+        return Terms.of(offer).forbid(job, resumed=digest is not None)
     return Infeasible.NO_MODEL if ad.model(job.model) is None else Infeasible.OTHER_DIGEST
 
 

@@ -18,14 +18,14 @@ from operator import itemgetter
 from meshd.core.ids import ModelDigest, NodeId
 from meshd.core.job import Job, TaskKind
 from meshd.policy.bans import Bans
-from meshd.policy.feasible import Candidate, Facts, Infeasible, feasible, permitted, unavailable
+from meshd.policy.feasible import Candidate, Facts, Infeasible, Terms, feasible, permitted, unavailable
 from meshd.policy.rank import NEAR, Cost, cost_of, expected_s, work_of
 
 _NOOP = ""
 _Entry = tuple[NodeId, float, float, float, bool]
 """Node, the three parts of its `Cost`, whether it is this node itself. Flat, for the one loop over all of them."""
 
-_GroupKey = tuple[Facts, ModelDigest, bool]
+_GroupKey = tuple[Facts, ModelDigest, bool, Terms | None]
 _Indexed = tuple[str, _GroupKey, _Entry]
 _node_of = itemgetter(0)
 
@@ -99,16 +99,17 @@ class PlacementView:
         groups = self._index.get(_NOOP if job.kind is TaskKind.NOOP else job.model, {})
         found: list[_Entry] = []
         for key in sorted(groups, key=_group_order):
-            facts, offered, _ = key
-            if digest in (None, offered) and permitted(job.constraints, facts) is None:
+            facts, offered, _, terms = key
+            barred = terms is not None and terms.forbid(job, resumed=digest is not None) is not None
+            if digest in (None, offered) and not barred and permitted(job.constraints, facts) is None:
                 found.extend(groups[key])
         return found
 
 
-def _group_order(key: _GroupKey) -> tuple[bool, str, int, str]:
+def _group_order(key: _GroupKey) -> tuple[bool, str, int, str, str]:
     """This node itself first."""
-    facts, digest, local = key
-    return (not local, facts.region.path, facts.clearance, digest)
+    facts, digest, local, terms = key
+    return (not local, facts.region.path, facts.clearance, digest, repr(terms))
 
 
 def _entries(candidate: Candidate) -> tuple[_Indexed, ...]:
@@ -120,8 +121,9 @@ def _entries(candidate: Candidate) -> tuple[_Indexed, ...]:
     for offer in candidate.ad.models:
         key = (offer.name, offer.digest)
         if key not in found:
-            found[key] = (offer.name, (facts, offer.digest, local), (candidate.node, *cost_of(candidate, offer), local))
-    noop = (_NOOP, (facts, ModelDigest(""), local), (candidate.node, *cost_of(candidate, None), local))
+            group = (facts, offer.digest, local, Terms.of(offer))
+            found[key] = (offer.name, group, (candidate.node, *cost_of(candidate, offer), local))
+    noop = (_NOOP, (facts, ModelDigest(""), local, None), (candidate.node, *cost_of(candidate, None), local))
     return (noop, *found.values())
 
 

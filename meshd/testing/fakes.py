@@ -5,10 +5,11 @@ The network's fakes are in `meshd.testing.network`. All raise what the ports pro
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import trio
 
@@ -25,8 +26,9 @@ from meshd.core.engine import (
     ModelFile,
 )
 from meshd.core.errors import ContextOverflow, EngineFailed, NotFound, Overloaded
-from meshd.core.generation import FinishReason, Generation, Prompt, Token
+from meshd.core.generation import Alternative, FinishReason, Generation, Opening, Prompt, Score, Token
 from meshd.core.ids import ModelDigest, NodeId
+from meshd.core.job import Embedding, Tokenization, Work
 from meshd.core.trust import Certificate
 
 FAKE_DIGEST = ModelDigest("fa" * 32)
@@ -60,14 +62,34 @@ def fake_certificate(
 def fake_token(prompt: Prompt, seed: int, index: int) -> Token:
     """The token that every `FakeEngine` produces at ``index``: a function of prompt, seed and index only."""
     text = prompt.text if prompt.text is not None else "\n".join(f"{m.role}: {m.content}" for m in prompt.messages)
+    text += " ".join(str(token) for token in prompt.tokens)
     number = zlib.crc32(f"{seed}/{index}/{text}".encode())
     return Token(index, number & 0x7FFFFFFF, f"w{number % 1000} ".encode())
 
 
-def fake_answer(request: Generation, length: int) -> tuple[Token, ...]:
-    """The whole answer that a `FakeEngine` of that ``length`` gives."""
-    count = length if request.max_tokens is None else min(length, request.max_tokens)
-    return tuple(fake_token(request.prompt, request.sampling.seed, i) for i in range(count))
+def fake_answer(work: Work, length: int) -> tuple[Token, ...]:
+    """The whole answer that a `FakeEngine` of that ``length`` gives: of an embedding, vectors of two numbers; of a
+    tokenisation, one token a word."""
+    match work:
+        case Embedding(inputs):
+            return tuple(Token(i, 0, struct.pack("<2f", i, len(inputs))) for i in range(len(inputs)))
+        case Tokenization(prompt):
+            words = (prompt.text or "").split()
+            return tuple(Token(i, zlib.crc32(w.encode()) & 0x7FFFFFFF, w.encode()) for i, w in enumerate(words))
+    count = length if work.max_tokens is None else min(length, work.max_tokens)
+    return tuple(_scored(fake_token(work.prompt, work.sampling.seed, i), work.top_logprobs) for i in range(count))
+
+
+def _scored(token: Token, top_logprobs: int | None) -> Token:
+    if top_logprobs is None:
+        return token
+    top = tuple(Alternative(token.id + n, b"alt%d" % n, -0.5 - n) for n in range(top_logprobs))
+    return replace(token, score=Score(-0.5, top))
+
+
+def _prompt_tokens(work: Work) -> int:
+    prompts = work.inputs if isinstance(work, Embedding) else (work.prompt,)
+    return sum(prompt.size_bytes() // 4 + 1 for prompt in prompts)
 
 
 @dataclass(slots=True)
@@ -146,18 +168,18 @@ class FakeEngine:
 
     @asynccontextmanager
     async def generate(
-        self, digest: ModelDigest, request: Generation, delivered: Sequence[Token]
+        self, digest: ModelDigest, work: Work, delivered: Sequence[Token]
     ) -> AsyncIterator[AsyncIterator[EngineEvent]]:
-        """One generation. Raises NotFound (model not loaded), Overloaded, ContextOverflow, EngineFailed."""
+        """One piece of work. Raises NotFound (model not loaded), Overloaded, ContextOverflow, EngineFailed."""
         if self.crashed:
             raise EngineFailed("the fake engine has crashed")
         if not self._has(digest):
             raise NotFound("that model is not loaded")
-        prompt_tokens = request.prompt.size_bytes() // 4 + 1
+        prompt_tokens = _prompt_tokens(work)
         if prompt_tokens + len(delivered) > self.context_tokens:
             raise ContextOverflow(f"{prompt_tokens} tokens in a context of {self.context_tokens}", param="messages")
         with self._slot():
-            yield _Generation(self, request, len(delivered), prompt_tokens)
+            yield _Events(self, work, len(delivered), prompt_tokens)
 
     @contextmanager
     def _slot(self) -> Iterator[None]:
@@ -191,13 +213,14 @@ def fake_model(
     return EngineModel(name, digest, of.context_tokens, of.slots, False, 0, 10 * of.tokens_per_s, of.tokens_per_s)
 
 
-class _Generation:
-    """The events of one generation; an iterator rather than a generator, so that leaving it costs nothing."""
+class _Events:
+    """The events of one piece of work; an iterator rather than a generator, so that leaving it costs nothing."""
 
-    def __init__(self, engine: FakeEngine, request: Generation, index: int, prompt_tokens: int) -> None:
+    def __init__(self, engine: FakeEngine, work: Work, index: int, prompt_tokens: int) -> None:
         self._engine = engine
-        self._answer = fake_answer(request, engine.answer_tokens)
-        self._cut = request.max_tokens is not None and request.max_tokens <= engine.answer_tokens
+        self._answer = fake_answer(work, engine.answer_tokens)
+        limit = work.max_tokens if isinstance(work, Generation) else None
+        self._cut = limit is not None and limit <= engine.answer_tokens
         self._index = index
         self._prompt_tokens = prompt_tokens
         self._state = "new"
@@ -211,7 +234,7 @@ class _Generation:
         if self._state == "new":
             await self._engine.wait(self._engine.prefill_s)
             self._state = "running"
-            return EngineStarted(self._prompt_tokens, self._engine.stops)
+            return EngineStarted(Opening(self._prompt_tokens, self._engine.stops))
         if self._index >= len(self._answer):
             await self._engine.wait(0)
             self._state = "over"

@@ -178,17 +178,17 @@ class App:
             self.feed(sub.OfferDeclined(attempt, decline.reason, decline.retry_after_s))
             return
         match talk.reader.open(payload):
-            case frames.Started(prompt_tokens, digest, _, stops):
-                self.feed(sub.Started(attempt, prompt_tokens, digest, stops))
+            case frames.Started(opening, digest):
+                self.feed(sub.Started(attempt, opening, digest))
             case frames.Tokens(tokens):
                 talk.output.add(tokens)
                 self.feed(sub.Tokens(attempt, tokens))
-            case frames.Heartbeat():
+            case frames.Heartbeat() | frames.Loading():
                 self.feed(sub.Heartbeat(attempt))
             case frames.Finished(reason, receipt):
                 self.feed(sub.Finished(attempt, reason, self._verified(talk, receipt, reason)))
-            case frames.Ended(reason, detail):
-                self.feed(sub.Ended(attempt, reason, detail))
+            case frames.Ended(reason, detail, _, param):
+                self.feed(sub.Ended(attempt, reason, detail, param))
 
     def _verified(self, talk: _Talk, signed: bytes, reason: FinishReason) -> bool:
         receipt = open_receipt(signed, talk.worker)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from meshd.core.errors import ProtocolViolation
+from meshd.core.generation import Opening
 from meshd.core.ids import AttemptId, NodeId
 from meshd.core.receipt import Receipt
 from meshd.core.task import EndReason, Task
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from meshd.testing.simnode import SimNode
 
 _Key = tuple[NodeId, AttemptId]
+_Said = ex.SendLoading | ex.SendStarted | ex.SendTokens | ex.SendHeartbeat | ex.SendFinished | ex.SendEnded
 
 
 @dataclass(slots=True)
@@ -104,13 +106,15 @@ class Work:
             case _:
                 self._tell(effect)
 
-    def _tell(self, effect: ex.SendStarted | ex.SendTokens | ex.SendHeartbeat | ex.SendFinished | ex.SendEnded) -> None:
+    def _tell(self, effect: _Said) -> None:
         key = (effect.submitter, effect.attempt)
         hosted = self._hosted[key]
         message: frames.FromWorker
         match effect:
             case ex.SendStarted():
-                message = frames.Started(effect.prompt_tokens, effect.digest, "sim", effect.stops)
+                message = frames.Started(effect.opening, effect.digest, "sim")
+            case ex.SendLoading():
+                message = frames.Loading(effect.fraction)
             case ex.SendTokens():
                 message = frames.Tokens(effect.tokens)
             case ex.SendHeartbeat():
@@ -161,7 +165,7 @@ class Work:
 
     def _began(self, key: _Key, task: Task) -> None:
         if key in self._at_engine:
-            self.feed(ex.EngineBegan(*key, prompt_tokens=5))
+            self.feed(ex.EngineBegan(*key, Opening(5)))
             self._later(1 / self._node.member.tokens_per_s, lambda: self._step(key, task))
 
     def _step(self, key: _Key, task: Task) -> None:

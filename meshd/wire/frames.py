@@ -11,14 +11,14 @@ from typing import Any, Final
 
 from meshd.core import limits
 from meshd.core.errors import BadInput, FrameTooLarge, ProtocolViolation
-from meshd.core.generation import FinishReason, Token
+from meshd.core.generation import FinishReason, Opening, Token
 from meshd.core.ids import ModelDigest
 from meshd.core.task import DeclineReason, EndReason
 from meshd.wire.codec import decode, encode
 from meshd.wire.protocols import ControlFrame, Sealed
 from meshd.wire.receipt import MAX_RECEIPT_BYTES
 from meshd.wire.secretstream import PullStream, PushStream
-from meshd.wire.tokens import pack_tokens, unpack_tokens
+from meshd.wire.tokens import pack_scored, pack_tokens, unpack_scored, unpack_tokens
 from meshd.wire.typed import from_wire, to_wire
 
 MAX_ADS_PER_FRAME: Final = 24
@@ -105,18 +105,25 @@ class Decline:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The engine has the prompt. ``digest`` names the model file (None for a no-op); ``stop`` are the stop strings
-    that the model's template implies, besides those the app asked for."""
+    """The engine has the prompt. ``digest`` names the model file (None for a no-op)."""
 
-    prompt_tokens: int
+    opening: Opening
     digest: ModelDigest | None
     model: str
-    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _text_within(self.model, *self.stop)
-        if self.prompt_tokens < 0 or len(self.stop) > limits.MAX_STOPS:
-            raise BadInput("token count or number of stops out of range")
+        _text_within(self.model)
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """The worker loads the model for this attempt: so much of it is there (0 to 1)."""
+
+    fraction: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.fraction <= 1:
+            raise BadInput("a fraction is between 0 and 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,14 +157,15 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The attempt ended without a complete answer."""
+    """The attempt ended without a complete answer. ``param``: the field of the request whose fault it is."""
 
     reason: EndReason
     detail: str = ""
     receipt: bytes | None = None
+    param: str = ""
 
     def __post_init__(self) -> None:
-        _text_within(self.detail)
+        _text_within(self.detail, self.param)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +178,7 @@ class Renew:
     """Submitter to worker: still here, the lease goes on."""
 
 
-FromWorker = Started | Tokens | Heartbeat | Finished | Ended
+FromWorker = Loading | Started | Tokens | Heartbeat | Finished | Ended
 FromSubmitter = Cancel | Renew
 SealedMessage = FromWorker | FromSubmitter
 
@@ -188,11 +196,13 @@ _SEALED: Final[dict[int, type[Any]]] = {
     Sealed.ENDED: Ended,
     Sealed.CANCEL: Cancel,
     Sealed.RENEW: Renew,
+    Sealed.LOADING: Loading,
 }
 _KIND: Final[dict[type[Any], int]] = {cls: int(kind) for table in (_CONTROL, _SEALED) for kind, cls in table.items()}
 _EMPTY: Final[dict[type[Any], bytes]] = {cls: bytes([_KIND[cls]]) for cls in (Heartbeat, Cancel, Renew)}
 _OF_EMPTY: Final[dict[bytes, Any]] = {data: cls() for cls, data in _EMPTY.items()}
 _TOKENS_BYTE: Final = bytes([Sealed.TOKENS])
+_SCORED_BYTE: Final = bytes([Sealed.SCORED])
 
 
 def encode_control(message: ControlMessage) -> tuple[int, bytes]:
@@ -220,7 +230,8 @@ def encode_sealed(message: SealedMessage) -> bytes:
     """The bytes of a sealed message, before encryption. BadInput when they would not fit a frame."""
     kind = type(message)
     if isinstance(message, Tokens):
-        data = _TOKENS_BYTE + pack_tokens(message.tokens)
+        scored = message.tokens[0].score is not None
+        data = _SCORED_BYTE + pack_scored(message.tokens) if scored else _TOKENS_BYTE + pack_tokens(message.tokens)
     elif kind in _EMPTY:
         return _EMPTY[kind]
     else:
@@ -234,8 +245,8 @@ def decode_sealed(data: bytes) -> SealedMessage:
     """The sealed message, after decryption. Raises FrameTooLarge, ProtocolViolation."""
     if len(data) > MAX_SEALED_BYTES:
         raise FrameTooLarge("a sealed message is too large for a frame")
-    if data[:1] == _TOKENS_BYTE:
-        tokens = unpack_tokens(data[1:])
+    if data[:1] in (_TOKENS_BYTE, _SCORED_BYTE):
+        tokens = unpack_tokens(data[1:]) if data[:1] == _TOKENS_BYTE else unpack_scored(data[1:])
         if not tokens:
             raise ProtocolViolation("a frame of tokens holds at least one")
         return Tokens(tokens)

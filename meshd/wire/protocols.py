@@ -37,3 +37,5 @@ class Sealed(IntEnum):
     ENDED = 5
     CANCEL = 6
     RENEW = 7
+    SCORED = 8
+    LOADING = 9

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Final
 
 from meshd.core import limits
 from meshd.core.errors import BadInput, ProtocolViolation
-from meshd.core.generation import Token
+from meshd.core.generation import Alternative, Score, Token
+from meshd.wire.codec import decode, encode
+from meshd.wire.typed import from_wire, to_wire
 
 _HEAD: Final = struct.Struct(">II")
 _ONE: Final = struct.Struct(">IIIH")
+_TOKEN_BYTES: Final = 6
+_SCORE_BYTES: Final = 40
+"""Names of its fields, an id, a float64, a header for the piece."""
 
 
 def pack_tokens(tokens: Sequence[Token]) -> bytes:
@@ -55,3 +61,30 @@ def unpack_tokens(data: bytes) -> tuple[Token, ...]:
     if ends[-1] != size or (count == 0 and first != 0):
         raise ProtocolViolation("pieces do not fill the run of tokens")
     return tuple([Token(first + i, ids[i], data[ends[i] : ends[i + 1]]) for i in range(count)])
+
+
+def pack_scored(tokens: Sequence[Token]) -> bytes:
+    """As `pack_tokens`, with the score that each of ``tokens`` has (BadInput when one has none)."""
+    scores = [t.score for t in tokens if t.score is not None]
+    if len(scores) != len(tokens):
+        raise BadInput("either every token is scored or none", param="tokens")
+    return encode([pack_tokens(tokens), [to_wire(score) for score in scores]])
+
+
+def unpack_scored(data: bytes) -> tuple[Token, ...]:
+    """The scored tokens that ``data`` is exactly the packing of. Raises ProtocolViolation."""
+    match decode(data, limits.MAX_TASK_FRAME_BYTES):
+        case [bytes() as run, list() as scores]:
+            tokens = unpack_tokens(run)
+        case _:
+            raise ProtocolViolation("not a run of scored tokens")
+    if len(scores) != len(tokens):
+        raise ProtocolViolation("as many scores as tokens are due")
+    return tuple([replace(t, score=from_wire(Score, s)) for t, s in zip(tokens, scores, strict=True)])
+
+
+def size_bytes(token: Token) -> int:
+    """About how much of a frame ``token`` takes."""
+    alternatives: Sequence[Alternative] = token.score.top if token.score is not None else ()
+    scored = 0 if token.score is None else _SCORE_BYTES + sum(_SCORE_BYTES + len(a.piece) for a in alternatives)
+    return _TOKEN_BYTES + len(token.piece) + scored

@@ -5,9 +5,10 @@ from __future__ import annotations
 import openai
 import pytest
 
+from meshd.core.chat import Message
 from meshd.core.classes import DataClass, Region
 from meshd.core.errors import ContextOverflow, NoWorker, Overloaded, UnknownModel
-from meshd.core.generation import FinishReason, Message
+from meshd.core.generation import FinishReason
 from meshd.node.views import Rerouted, TextDelta
 from tests.api.fake_service import RECEIPT, FakeService, done, plays, says
 from tests.api.running import running

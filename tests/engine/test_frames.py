@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshd.core.generation import Generation, Message, Prompt, Sampling
+from meshd.core.chat import Message
+from meshd.core.generation import Generation, Prompt, Sampling
 from meshd.engine.codec import request_from, request_map
 from meshd.engine.frames import MAX_FRAME_BYTES, FrameError, Unpacker, pack
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import trio
 
+from meshd.core.chat import Message
 from meshd.core.engine import EngineLimits, ModelFile
-from meshd.core.generation import Generation, Message, Prompt
+from meshd.core.generation import Generation, Prompt
 from meshd.engine.config import PoolConfig
 from meshd.engine.pool import open_pool
 from tests.engine.asking import FULL, Answer, answer, ask, loaded
@@ -51,7 +52,7 @@ async def test_exact_holds_beyond_512_positions_and_with_sampling(gemma: ModelFi
     request = ask(text, max_tokens=16, exact=True, temperature=1.0, top_p=0.95, seed=11)
     config = PoolConfig(slots=1, context_tokens=2048, nice=0)
     whole = await whole_answer(gemma, config, EngineLimits(threads=1), request)
-    assert whole.started is not None and whole.started.prompt_tokens > 600
+    assert whole.started is not None and whole.started.opening.prompt_tokens > 600
     async with open_pool(PoolConfig(slots=2, context_tokens=1536, nice=0)) as pool:
         await loaded(pool, gemma, EngineLimits(threads=3))
         assert (await answer(pool, gemma, request, whole.tokens[:6])).ids == whole.ids[6:]

@@ -10,9 +10,10 @@ import psutil
 import pytest
 import trio
 
+from meshd.core.chat import Message
 from meshd.core.engine import EngineFinished, EngineLimits, EngineTokens, ModelFile
 from meshd.core.errors import BadInput, BeyondLimits, ContextOverflow, EngineFailed, ModelInvalid, Overloaded
-from meshd.core.generation import FinishReason, Generation, Message, Prompt, Token
+from meshd.core.generation import FinishReason, Generation, Prompt, Token
 from meshd.core.ids import ModelDigest
 from meshd.engine.config import PoolConfig
 from meshd.engine.decoding import WINDOW_TOKENS
@@ -49,7 +50,7 @@ async def test_answers_run_to_their_limits(tiny: ModelFile) -> None:
         await loaded(pool, tiny)
         short = await answer(pool, tiny, ask(max_tokens=7))
         assert (len(short.tokens), short.reason) == (7, FinishReason.LENGTH)
-        assert short.started is not None and short.started.prompt_tokens == len("hello") + 1
+        assert short.started is not None and short.started.opening.prompt_tokens == len("hello") + 1
         full = await answer(pool, tiny, ask(max_tokens=None))
         assert (len(full.tokens), full.reason) == (CONTEXT_TOKENS - 6, FinishReason.LENGTH)
         assert full.ids[:7] == short.ids
@@ -91,7 +92,7 @@ async def test_chat_uses_the_models_template_and_its_refusal_is_bad_input(tiny: 
         chat = await answer(pool, tiny, Generation(Prompt(messages=(Message("user", " hi "),)), max_tokens=2))
         # <s> <|user|> h i <|done|> newline <|assistant|>: control tokens are one each.
         assert chat.started is not None
-        assert (chat.started.prompt_tokens, chat.started.stop) == (7, ())
+        assert (chat.started.opening.prompt_tokens, chat.started.opening.stops) == (7, ())
         with pytest.raises(BadInput, match="refused"):
             await answer(pool, tiny, Generation(Prompt(messages=(Message("user", "refuse"),))))
         assert pool.slots_free(tiny.digest) == 2
@@ -104,7 +105,7 @@ async def test_control_tokens_in_a_message_stay_text(tiny: ModelFile) -> None:
         messages = (Message("user", "a"), Message("user", attack))
         chat = await answer(pool, tiny, Generation(Prompt(messages=messages), max_tokens=1))
         assert chat.started is not None
-        assert chat.started.prompt_tokens == 1 + (1 + len("a") + 2) + (1 + len(attack) + 2) + 1
+        assert chat.started.opening.prompt_tokens == 1 + (1 + len("a") + 2) + (1 + len(attack) + 2) + 1
 
 
 async def test_a_base_model_gets_the_plain_form_and_its_stop(tiny_base: ModelFile) -> None:
@@ -112,8 +113,8 @@ async def test_a_base_model_gets_the_plain_form_and_its_stop(tiny_base: ModelFil
         assert not (await loaded(pool, tiny_base)).has_chat_template
         chat = await answer(pool, tiny_base, Generation(Prompt(messages=(Message("user", "hi"),)), max_tokens=2))
         assert chat.started is not None
-        assert chat.started.stop == ("\nUser:",)
-        assert chat.started.prompt_tokens == 1 + len("User: hi\nAssistant:")
+        assert chat.started.opening.stops == ("\nUser:",)
+        assert chat.started.opening.prompt_tokens == 1 + len("User: hi\nAssistant:")
 
 
 async def test_a_broken_template_refuses_chat_but_not_text(tmp_path: Path) -> None:

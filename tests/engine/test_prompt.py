@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from meshd.core.chat import Message
 from meshd.core.errors import BadInput
-from meshd.core.generation import Message
 from meshd.engine.prompt import ChatTemplate, plain_chat
 
 HELLO = (Message("user", "hello"),)

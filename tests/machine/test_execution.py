@@ -10,7 +10,7 @@ import pytest
 from meshd.core import limits
 from meshd.core.ad import ModelOffer
 from meshd.core.classes import DataClass, Region
-from meshd.core.generation import FinishReason, Token
+from meshd.core.generation import FinishReason, Opening, Token
 from meshd.core.ids import AttemptId, ModelDigest, NodeId
 from meshd.core.job import TaskKind
 from meshd.core.share import Share
@@ -72,7 +72,7 @@ class Driver:
     def running(self, made: Task, *, local: bool = False) -> AttemptId:
         attempt = made.header.attempt
         assert isinstance(self.offer(made, local=local)[-1], ev.StartEngine)
-        self(ev.EngineBegan(made.header.submitter, attempt, 5))
+        self(ev.EngineBegan(made.header.submitter, attempt, Opening(5)))
         return attempt
 
 
@@ -90,11 +90,22 @@ def test_undisturbed() -> None:
     made = task(delivered=tokens(0, 2), max_tokens=9)
     a = made.header.attempt
     assert d.offer(made) == [ev.Accept(SUB, a, DIGEST), ev.StartEngine(SUB, a, made, DIGEST)]
-    assert d(ev.EngineBegan(SUB, a, 5, ("x",))) == [ev.SendStarted(SUB, a, 5, DIGEST, ("x",))]
+    assert d(ev.EngineBegan(SUB, a, Opening(5, ("x",)))) == [ev.SendStarted(SUB, a, Opening(5, ("x",)), DIGEST)]
     assert d(ev.EngineProduced(SUB, a, tokens(2, 3))) == [ev.SendTokens(SUB, a, tokens(2, 3))]
     d.now_s += 1
     facts = ev.ReceiptFacts(
-        SUB, a, "tiny", DIGEST, 5, 2, 3, b"\0\0\0\x66\0\0\0\x67\0\0\0\x68", 50.0, 51.0, FinishReason.STOP
+        SUB,
+        a,
+        "tiny",
+        DIGEST,
+        5,
+        2,
+        3,
+        b"\0\0\0\x66\0\0\0\x67\0\0\0\x68",
+        50.0,
+        51.0,
+        FinishReason.STOP,
+        TaskKind.GENERATE,
     )
     assert d(ev.EngineEnded(SUB, a, FinishReason.STOP)) == [ev.SendFinished(SUB, a, FinishReason.STOP, facts)]
     assert d.machine.running == 0 and d.machine.state_of(SUB, a) is State.STOPPING
@@ -324,7 +335,7 @@ def test_bad_input_is_said_before_the_engine_begins() -> None:
     [
         ev.EngineProduced(SUB, AttemptId(job_id(), 1), tokens(1, 1)),
         ev.EngineProduced(SUB, AttemptId(job_id(), 1), (*tokens(0, 1), *tokens(0, 1))),
-        ev.EngineBegan(SUB, AttemptId(job_id(), 1), 5),
+        ev.EngineBegan(SUB, AttemptId(job_id(), 1), Opening(5)),
         ev.EngineFreed(SUB, AttemptId(job_id(), 1)),
     ],
 )

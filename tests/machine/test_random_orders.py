@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from meshd.core import limits
-from meshd.core.generation import FinishReason, Token
+from meshd.core.generation import FinishReason, Opening, Token
 from meshd.core.ids import AttemptId, NodeId
 from meshd.core.share import Share
 from meshd.core.task import DeclineReason, EndReason, LossReason
@@ -92,7 +92,7 @@ class SubmissionMachine(RuleBasedStateMachine):
         """Accepted and begun: the usual way, so that most runs get far."""
         assert self.machine.attempt is not None
         self.feed(sub.OfferAccepted(self.machine.attempt))
-        self.feed(sub.Started(self.machine.attempt, 7, DIGEST))
+        self.feed(sub.Started(self.machine.attempt, Opening(7), DIGEST))
 
     @precondition(lambda self: self.machine.attempt is not None)
     @rule(data=st.data(), reason=st.sampled_from(list(DeclineReason)))
@@ -103,7 +103,7 @@ class SubmissionMachine(RuleBasedStateMachine):
     @rule(data=st.data(), digest=st.sampled_from([DIGEST, DIGEST, OTHER_DIGEST]))
     def started(self, data: st.DataObject, digest: Any) -> None:
         if self.got or digest == DIGEST:
-            self.feed(sub.Started(self.any_attempt(data), 7, digest))
+            self.feed(sub.Started(self.any_attempt(data), Opening(7), digest))
 
     @precondition(lambda self: self.machine.state is State.RUNNING)
     @rule(data=st.data(), skip=st.sampled_from([0, 0, 0, -2, -1, 1]), count=st.integers(1, 4))
@@ -231,7 +231,7 @@ class ExecutionMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def engine_works(self, data: st.DataObject) -> None:
         key = data.draw(st.sampled_from(sorted(self.engine)))
-        self.feed(ex.EngineBegan(*key, prompt_tokens=3))
+        self.feed(ex.EngineBegan(*key, Opening(3)))
         self.feed(ex.EngineProduced(*key, tokens(self.sent[key], 2)))
 
     @precondition(lambda self: self.engine)

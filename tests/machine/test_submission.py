@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from meshd.core import limits
-from meshd.core.generation import FinishReason, Token, Usage
+from meshd.core.generation import FinishReason, Opening, Token, Usage
 from meshd.core.ids import AttemptId, NodeId
 from meshd.core.job import TaskKind
 from meshd.core.task import DeclineReason, EndReason, LossReason
@@ -61,7 +61,7 @@ class Driver:
 
     def running(self, worker: NodeId = W1) -> AttemptId:
         attempt = self.accepted(worker)
-        self(ev.Started(attempt, 7, DIGEST))
+        self(ev.Started(attempt, Opening(7), DIGEST))
         return attempt
 
     def delivered(self) -> list[Token]:
@@ -89,7 +89,7 @@ def test_undisturbed() -> None:
     assert d(ev.Submitted()) == [ev.AskPlacement(a, frozenset(), None)]
     assert d(ev.Placed(W1)) == [ev.Offer(a, W1, (), None)]
     assert d(ev.OfferAccepted(a)) == []
-    assert d(ev.Started(a, 7, DIGEST, ("User:",))) == [ev.Began(a, W1, 7, DIGEST, ("User:",))]
+    assert d(ev.Started(a, Opening(7, ("User:",)), DIGEST)) == [ev.Began(a, W1, Opening(7, ("User:",)), DIGEST)]
     assert d(ev.Tokens(a, tokens(0, 2))) == [ev.Deliver(a, tokens(0, 2))]
     assert d(ev.Heartbeat(a)) == []
     assert d(ev.Tokens(a, tokens(2, 1))) == [ev.Deliver(a, tokens(2, 1))]
@@ -111,7 +111,7 @@ def test_lost_in_mid_stream_goes_on_at_the_next_index_with_the_same_model() -> N
     ]
     assert d(ev.Placed(W2)) == [ev.Offer(b, W2, tokens(0, 3), DIGEST)]
     assert d(ev.OfferAccepted(b)) == [ev.Reroute(b, W2, W1, 3, LossReason.CONNECTION_LOST)]
-    d(ev.Started(b, 10, DIGEST, ("other",)))
+    d(ev.Started(b, Opening(10, ("other",)), DIGEST))
     d(ev.Tokens(b, tokens(3, 2)))
     done = only(d(ev.Finished(b, FinishReason.STOP, True)), ev.Complete)
     assert done == ev.Complete(job_id(), b, W2, FinishReason.STOP, Usage(7, 5), True), "the prompt counts once"
@@ -121,18 +121,18 @@ def test_lost_in_mid_stream_goes_on_at_the_next_index_with_the_same_model() -> N
 def test_stops_are_those_of_the_first_attempt() -> None:
     d = Driver()
     a = d.accepted()
-    d(ev.Started(a, 7, DIGEST, ("one",)))
+    d(ev.Started(a, Opening(7, ("one",)), DIGEST))
     d(ev.Lost(a, LossReason.CONNECTION_LOST))
     b = d.accepted(W2)
-    began = only(d(ev.Started(b, 9, DIGEST, ("two",))), ev.Began)
-    assert isinstance(began, ev.Began) and began.stops == ("one",) and began.prompt_tokens == 7
+    began = only(d(ev.Started(b, Opening(9, ("two",)), DIGEST)), ev.Began)
+    assert isinstance(began, ev.Began) and began.opening == Opening(7, ("one",))
 
 
 def test_before_the_first_token_the_model_is_not_pinned() -> None:
     d = Driver()
     assert ask(d(ev.Lost(d.running(), LossReason.CONNECTION_LOST))).digest is None
     d(ev.OfferAccepted(d.placed(W2)))
-    assert only(d(ev.Started(d.attempt, 7, OTHER_DIGEST)), ev.Began) is not None
+    assert only(d(ev.Started(d.attempt, Opening(7), OTHER_DIGEST)), ev.Began) is not None
 
 
 def test_another_model_file_may_not_go_on() -> None:
@@ -140,14 +140,14 @@ def test_another_model_file_may_not_go_on() -> None:
     d(ev.Tokens(d.running(), tokens(0, 1)))
     d(ev.Lost(d.attempt, LossReason.CONNECTION_LOST))
     b = d.accepted(W2)
-    effects = d(ev.Started(b, 7, OTHER_DIGEST))
+    effects = d(ev.Started(b, Opening(7), OTHER_DIGEST))
     assert ev.ReportFault(b, W2, LossReason.PROTOCOL) in effects and only(effects, ev.Began) is None
 
 
 def test_generation_without_a_digest_is_a_violation() -> None:
     d = Driver()
     a = d.accepted()
-    assert ev.ReportFault(a, W1, LossReason.PROTOCOL) in d(ev.Started(a, 7, None))
+    assert ev.ReportFault(a, W1, LossReason.PROTOCOL) in d(ev.Started(a, Opening(7), None))
 
 
 def test_earlier_attempts_are_fenced_off() -> None:
@@ -159,7 +159,7 @@ def test_earlier_attempts_are_fenced_off() -> None:
     late: list[ev.SubmissionEvent] = [
         ev.OfferAccepted(a),
         ev.OfferDeclined(a, DeclineReason.BUSY),
-        ev.Started(a, 7, OTHER_DIGEST),
+        ev.Started(a, Opening(7), OTHER_DIGEST),
         ev.Tokens(a, tokens(1, 1)),
         ev.Finished(a, FinishReason.STOP, True),
         ev.Ended(a, EndReason.BAD_INPUT),
@@ -252,7 +252,7 @@ def test_every_frame_counts_as_a_sign_of_life(event: type) -> None:
     a = d.placed() if event is ev.OfferAccepted else d.accepted() if event is ev.Started else d.running()
     made = {
         ev.OfferAccepted: ev.OfferAccepted(a),
-        ev.Started: ev.Started(a, 7, DIGEST),
+        ev.Started: ev.Started(a, Opening(7), DIGEST),
         ev.Tokens: ev.Tokens(a, ()),
     }[event]
     d(made, after_s=1.2)
@@ -292,6 +292,7 @@ def test_who_declines_for_good_is_left_out_for_good(reason: DeclineReason) -> No
     for_good = {
         DeclineReason.NOT_SHARING,
         DeclineReason.NO_MODEL,
+        DeclineReason.NO_ABILITY,
         DeclineReason.CLEARANCE,
         DeclineReason.REGION,
         DeclineReason.BEYOND_LIMITS,
@@ -533,7 +534,7 @@ def test_noop_finishes_without_starting() -> None:
 
 
 OUT_OF_TURN = [
-    ("placed", lambda a: ev.Started(a, 7, DIGEST)),
+    ("placed", lambda a: ev.Started(a, Opening(7), DIGEST)),
     ("placed", lambda a: ev.Tokens(a, tokens(0, 1))),
     ("placed", lambda a: ev.Heartbeat(a)),
     ("placed", lambda a: ev.Finished(a, FinishReason.STOP, True)),
@@ -544,7 +545,7 @@ OUT_OF_TURN = [
     ("accepted", lambda a: ev.Finished(a, FinishReason.STOP, True)),
     ("running", lambda a: ev.OfferAccepted(a)),
     ("running", lambda a: ev.OfferDeclined(a, DeclineReason.BUSY)),
-    ("running", lambda a: ev.Started(a, 7, DIGEST)),
+    ("running", lambda a: ev.Started(a, Opening(7), DIGEST)),
 ]
 
 

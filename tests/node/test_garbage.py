@@ -12,7 +12,7 @@ import trio
 
 from meshd.core import limits
 from meshd.core.errors import Truncated, Unreachable
-from meshd.core.generation import FinishReason, Token
+from meshd.core.generation import FinishReason, Opening, Token
 from meshd.core.ids import ModelDigest
 from meshd.core.receipt import Receipt
 from meshd.core.task import DeclineReason, EndReason
@@ -293,7 +293,7 @@ async def _misbehave(behaviour: str, stream: FrameStream, writer: frames.SealedW
     async def say(message: frames.FromWorker) -> None:
         await stream.send(TaskFrame.SEALED, writer.seal(message))
 
-    started = frames.Started(1, FAKE_DIGEST, "fake")
+    started = frames.Started(Opening(1), FAKE_DIGEST, "fake")
     match behaviour:
         case "noise":
             await stream.send(TaskFrame.SEALED, b"x" * 100)
@@ -305,7 +305,7 @@ async def _misbehave(behaviour: str, stream: FrameStream, writer: frames.SealedW
             await say(started)
             await say(frames.Tokens((Token(1, 1, b"x"),)))
         case "another model file":
-            await say(frames.Started(1, None, "fake"))
+            await say(frames.Started(Opening(1), None, "fake"))
         case "hang up":
             await stream.abort()
         case "too large":
@@ -357,7 +357,7 @@ async def test_an_answer_with_a_bad_receipt_counts_but_its_receipt_does_not(rece
             writer = frames.SealedWriter(push_stream(open_task(payload, rogues[0].key, wall_now()).keys.down))
             await stream.send(TaskFrame.ACCEPT, b"")
             for said in (
-                frames.Started(1, FAKE_DIGEST, "fake"),
+                frames.Started(Opening(1), FAKE_DIGEST, "fake"),
                 frames.Tokens((Token(0, 1, b"x"),)),
                 frames.Finished(FinishReason.STOP, signed),
             ):
@@ -400,7 +400,7 @@ async def test_a_receipt_that_its_worker_signed_counts_only_when_it_is_about_wha
             writer = frames.SealedWriter(push_stream(opened.keys.down))
             await stream.send(TaskFrame.ACCEPT, b"")
             for said in (
-                frames.Started(1, FAKE_DIGEST, "fake"),
+                frames.Started(Opening(1), FAKE_DIGEST, "fake"),
                 frames.Tokens((token,)),
                 frames.Finished(FinishReason.STOP, signed),
             ):

@@ -7,7 +7,7 @@ import trio
 
 from meshd.core.generation import FinishReason, Token
 from meshd.core.share import Share
-from meshd.node.views import JobDone, NoopRequest, TextDelta
+from meshd.node.views import JobDone, NoopRequest, Opened, TextDelta
 from meshd.wire.protocols import TASK
 from meshd.wire.receipt import open_receipt, receipt_id
 from tests.helpers import until
@@ -22,7 +22,8 @@ async def test_a_remote_answer_streams_in_order_with_usage_and_the_same_receipt_
         job = mesh.job(max_tokens=10)
         got = await run_job(app, job)
         assert got.text == text_of(job, 20)
-        assert all(isinstance(e, TextDelta) for e in got.events[:-1]) and isinstance(got.events[-1], JobDone)
+        assert isinstance(got.events[0], Opened) and isinstance(got.events[-1], JobDone)
+        assert all(isinstance(e, TextDelta) for e in got.events[1:-1])
         assert len(set(got.times_s)) > 5, "the tokens came one by one"
         assert got.done is not None and got.done.finish is FinishReason.LENGTH
         assert (got.usage.completion_tokens, got.tokens) == (10, 10) and got.usage.prompt_tokens > 0

@@ -8,7 +8,7 @@ from meshd.core.ad import Ad, ModelOffer, OfferState
 from meshd.core.classes import DataClass, Region
 from meshd.core.generation import Generation, Prompt, Token
 from meshd.core.ids import JobId, ModelDigest, NodeId
-from meshd.core.job import Constraints, Job, TaskKind
+from meshd.core.job import Constraints, Embedding, Job, TaskKind, Tokenization
 from meshd.policy.feasible import Candidate, Facts
 from meshd.policy.suspicion import Liveness
 
@@ -49,8 +49,16 @@ def job(
     regions: tuple[str, ...] = (),
     **generation: Any,
 ) -> Job:
-    request = None if kind is TaskKind.NOOP else Generation(Prompt(text=text), **generation)
-    return Job(job_id(number), kind, model, request, Constraints(data_class, tuple(Region(r) for r in regions)))
+    prompt = Prompt(text=text)
+    return Job(
+        job_id(number),
+        kind,
+        model,
+        Generation(prompt, **generation) if kind is TaskKind.GENERATE else None,
+        Constraints(data_class, tuple(Region(r) for r in regions)),
+        embedding=Embedding((prompt,)) if kind is TaskKind.EMBED else None,
+        tokenization=Tokenization(prompt) if kind is TaskKind.TOKENIZE else None,
+    )
 
 
 def offer(name: str = MODEL, digest: ModelDigest = DIGEST, rate: float = 50.0, ready: bool = True) -> ModelOffer:

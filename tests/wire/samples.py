@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from meshd.core.ad import Ad, Gpu, ModelOffer, OfferState
+from meshd.core.chat import Message
 from meshd.core.classes import DataClass, Region
-from meshd.core.generation import Generation, Message, Prompt, Sampling, Token
+from meshd.core.generation import Generation, Prompt, Sampling, Token
 from meshd.core.ids import AttemptId, JobId, ModelDigest
 from meshd.core.job import Constraints, Job, TaskKind
 from meshd.core.receipt import Receipt

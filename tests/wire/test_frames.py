@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from meshd.core import limits
 from meshd.core.errors import BadInput, FrameTooLarge, ProtocolViolation
-from meshd.core.generation import FinishReason, Token
+from meshd.core.generation import Alternative, FinishReason, Opening, Score, Token
 from meshd.core.task import DeclineReason, EndReason
 from meshd.wire import frames
 from meshd.wire.frames import SealedReader, SealedWriter
@@ -26,9 +26,14 @@ CONTROL = [
     frames.Ads((b"a", b"b")),
     frames.Bye("going down"),
 ]
+SCORED = tuple(
+    Token(i, 7 + i, b"x", Score(-0.25, (Alternative(8, b"y", -1.5), Alternative(9, b"\xff", -2.0)))) for i in range(3)
+)
 SEALED = [
-    frames.Started(12, DIGEST, "gemma", ("<end>",)),
-    frames.Started(0, None, ""),
+    frames.Loading(0.5),
+    frames.Tokens(SCORED),
+    frames.Started(Opening(12, ("<end>",)), DIGEST, "gemma"),
+    frames.Started(Opening(0), None, ""),
     frames.Tokens(tokens_of(1, 7)),
     frames.Tokens(tokens_of(100, 3)),
     frames.Tokens((Token(0, 2**32 - 1, b""), Token(1, 0, b"\xff\xfe"))),
@@ -36,6 +41,7 @@ SEALED = [
     frames.Finished(FinishReason.LENGTH, RECEIPT),
     frames.Ended(EndReason.DRAINING, "asked to", RECEIPT),
     frames.Ended(EndReason.ENGINE_FAILED),
+    frames.Ended(EndReason.BAD_INPUT, "no", None, "response_format"),
     frames.Cancel(),
     frames.Renew(),
 ]
@@ -148,7 +154,8 @@ def pair() -> tuple[SealedWriter, SealedReader]:
 
 def test_a_whole_conversation_comes_through() -> None:
     writer, reader = pair()
-    said = [m for m in SEALED if not isinstance(m, frames.Finished | frames.Ended)] + [SEALED[6]]
+    last = frames.Finished(FinishReason.LENGTH, RECEIPT)
+    said = [*(m for m in SEALED if not isinstance(m, frames.Finished | frames.Ended)), last]
     assert [reader.open(writer.seal(m)) for m in said] == said
 
 
@@ -177,14 +184,16 @@ def test_another_key_opens_nothing() -> None:
 
 def test_nothing_follows_the_last_word() -> None:
     writer, reader = pair()
-    reader.open(writer.seal(SEALED[8]))
+    reader.open(writer.seal(frames.Finished(FinishReason.LENGTH, RECEIPT)))
     with pytest.raises(ProtocolViolation):
         reader.open(b"x" * 40)
     with pytest.raises(ValueError, match="ended"):
         writer.seal(frames.Heartbeat())
 
 
-@pytest.mark.parametrize(("message", "final"), [(frames.Heartbeat(), True), (SEALED[6], False)])
+@pytest.mark.parametrize(
+    ("message", "final"), [(frames.Heartbeat(), True), (frames.Finished(FinishReason.LENGTH, RECEIPT), False)]
+)
 def test_last_word_and_end_of_stream_coincide(message: frames.SealedMessage, final: bool) -> None:
     payload = push_stream(KEY).seal(frames.encode_sealed(message), final=final)
     with pytest.raises(ProtocolViolation):

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshd.core.errors import MeshError
+from meshd.core.generation import Opening
 from meshd.wire import frames
 from meshd.wire.ads import open_ad, seal_ad
 from meshd.wire.enrol import EnrolClient, answer_admitted, open_request
@@ -63,7 +64,7 @@ DECODERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
         frames.decode_decline,
         frames.encode_decline(frames.Decline(frames.DeclineReason.BUSY, 1.0, "full")),
     ),
-    "sealed started": (frames.decode_sealed, frames.encode_sealed(frames.Started(3, None, "m", ("x",)))),
+    "sealed started": (frames.decode_sealed, frames.encode_sealed(frames.Started(Opening(3, ("x",)), None, "m"))),
     "sealed tokens": (frames.decode_sealed, frames.encode_sealed(frames.Tokens(tokens_of(4)))),
 }
 MUTATIONS = st.lists(

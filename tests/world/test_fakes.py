@@ -19,7 +19,7 @@ from meshd.core.errors import (
     Truncated,
     Unreachable,
 )
-from meshd.core.generation import FinishReason, Generation, Prompt
+from meshd.core.generation import FinishReason, Generation, Opening, Prompt
 from meshd.core.peers import PeerDown, PeerUp
 from meshd.node import ports
 from meshd.testing.fakes import (
@@ -189,7 +189,7 @@ async def test_engine_answers_as_a_function_of_the_request() -> None:
     assert trio.current_time() - begun_s == pytest.approx(0.08)
     answer = fake_answer(REQUEST, engine.answer_tokens)
     assert whole == [
-        EngineStarted(2, ("\nUser:",)),
+        EngineStarted(Opening(2, ("\nUser:",))),
         *(EngineTokens((t,)) for t in answer),
         EngineFinished(FinishReason.LENGTH),
     ]
