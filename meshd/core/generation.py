@@ -196,7 +196,7 @@ class FinishReason(StrEnum):
 class Opening:
     """What an engine says of a request once it has the prompt. ``stops``: the stop strings that the model's template
     implies, besides the app's own. ``cached_tokens``: how much of the prompt needed no computing. ``tool_syntax``:
-    how the model writes calls of tools (see `policy.toolsyntax`), empty when it was offered none."""
+    how the model writes calls of tools (see `core.toolsyntax`), empty when it was offered none."""
 
     prompt_tokens: int
     stops: tuple[str, ...] = ()
