@@ -45,7 +45,7 @@ async def cost_s(round_trip: Callable[[], Awaitable[None]]) -> float:
 
 async def test_a_small_frame_is_cheap() -> None:
     """Measured against bare TCP in turns, and by the better of the turns, so that a slow or busy machine cannot fail it
-    and twice the work a frame does."""
+    and two and a half times the work a frame does."""
     async with member(1) as a, member(2) as b, trio.open_nursery() as nursery:
         node = await a.transport.dial(None, b.transport.addresses(), 5)
         stream = await a.transport.open_stream(node, ECHO, 5)
