@@ -59,7 +59,9 @@ async def test_the_port_can_be_taken_again_at_once() -> None:
             nursery.cancel_scope.cancel()
 
 
-async def test_idle_connections_do_not_delay_the_end() -> None:
+async def test_idle_connections_do_not_delay_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FINISH_S", "CUT_S", "SHUTDOWN_S"):
+        monkeypatch.setattr(serve_module, name, 14.0)  # what a running answer would be given
     began = 0.0
     async with running(FakeService()) as api:
         silent = await api.connect()
@@ -67,7 +69,7 @@ async def test_idle_connections_do_not_delay_the_end() -> None:
         await half.send_all(b"GET /healthz HTTP/1.1\r\nHo")
         assert (await api.http.get("/healthz")).status_code == 200
         began = trio.current_time()
-    assert trio.current_time() - began < 1
+    assert trio.current_time() - began < 10
     await silent.aclose()
     await half.aclose()
 

@@ -99,7 +99,7 @@ async def test_a_client_that_leaves_cancels_its_job(body: bytes) -> None:
             await read_until(stream, b'"a"')
         await until(lambda: api.service.running == 1, 5, "the job's start")
         await stream.aclose()
-        await until(lambda: api.service.running == 0, 2, "the job's cancellation")
+        await until(lambda: api.service.running == 0, 10, "the job's cancellation")
 
 
 async def test_a_client_that_leaves_while_much_is_being_written_cancels_its_job() -> None:
@@ -108,7 +108,7 @@ async def test_a_client_that_leaves_while_much_is_being_written_cancels_its_job(
         await stream.send_all(api.request(STREAM))
         await read_until(stream, b"xxx")
         await stream.aclose()
-        await until(lambda: api.service.running == 0, 2, "the job's cancellation")
+        await until(lambda: api.service.running == 0, 10, "the job's cancellation")
 
 
 async def test_a_client_that_stops_reading_is_cut_off() -> None:
@@ -126,7 +126,7 @@ async def test_shutdown_does_not_wait_for_a_client_that_stops_reading() -> None:
         stream = await api.connect()
         await stream.send_all(api.request(STREAM))
         await until(lambda: api.service.running == 1, 5, "the job's start")
-    await stream.aclose()  # that the block ended within 3 s is checked by `running`
+    await stream.aclose()  # that the block ended in time is checked by `running`
 
 
 async def test_shutdown_ends_a_stream_in_a_typed_error() -> None:
