@@ -21,8 +21,8 @@ pytestmark = pytest.mark.live
 TOKENS = 260
 CUT_AFTER_PIECES = 30
 NOTICE_SILENCE_S = 2.0
-NOISE_S = 1.5
-"""What a busy machine may add to any measured time."""
+NOISE_S = 5.0
+"""What a busy machine may add to any measured time. Silence that is not noticed ends with the last ad, after 10 s."""
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def undisturbed(_trio: Trio) -> str:
 
 def worker_of(trio: Trio, stream: Stream) -> Node:
     """Who gives this answer now."""
-    return trio.cluster.by_id(until(lambda: running_worker(trio.carol, stream.job), 5.0, "the job has a worker"))
+    return trio.cluster.by_id(until(lambda: running_worker(trio.carol, stream.job), 20.0, "the job has a worker"))
 
 
 def gap_s(stream: Stream, cut_at_s: float) -> float:
@@ -77,7 +77,7 @@ def check_whole(trio: Trio, stream: Stream, lost: Node, text: str, reason: str) 
     assert told == (str(second["number"]), trio.other(lost).name, str(first["tokens"]), reason)
     for keeper in (trio.carol, trio.other(lost)):
         is_kept = partial(holds, keeper, stream.job, stream.mesh["receipt"])
-        until(is_kept, 5.0, f"the receipt is in the ledger of {keeper.name}")
+        until(is_kept, 20.0, f"the receipt is in the ledger of {keeper.name}")
 
 
 def holds(node: Node, job: str, receipt: str) -> bool:
@@ -110,7 +110,7 @@ def test_the_worker_freezes_in_mid_stream(trio: Trio, undisturbed: str) -> None:
     assert moved_s < NOTICE_SILENCE_S + NOISE_S, "silence was noticed late"
     assert lost.id not in alive_peers(trio.carol)
     trio.cluster.thaw(lost)
-    until(lambda: lost.id in alive_peers(trio.carol), 15.0, "the thawed worker is alive for the submitter again")
+    until(lambda: lost.id in alive_peers(trio.carol), 30.0, "the thawed worker is alive for the submitter again")
     until(lambda: lost.status()["me"]["slots_free"] == 4, 10.0, "the thawed worker runs no orphan")
 
 
@@ -119,10 +119,11 @@ def test_the_engine_crashes_and_its_daemon_lives(trio: Trio, undisturbed: str, d
     stream, lost, at_s = disturb(trio, lambda worker: signal_engine(worker, death))
     check_whole(trio, stream, lost, undisturbed, "engine_failed")
     print(f"gap: {round(gap_s(stream, at_s) * 1000)} ms")
-    assert lost.running and lost.id in alive_peers(trio.carol)
+    assert lost.running
+    until(lambda: lost.id in alive_peers(trio.carol), 10.0, "the worker is alive for the submitter")
     trio.cluster.mesh(trio.other(lost), "pause")
     # Its engine rests a moment, and the submitter trusts it again only after a while: both are bounded.
-    until(lambda: ask(trio.carol, body(max_tokens=20)).status_code == 200, 20.0, "the engine is started again")
+    until(lambda: ask(trio.carol, body(max_tokens=20)).status_code == 200, 60.0, "the engine is started again")
     assert trio.carol.jobs()[0]["attempts"][-1]["worker"] == lost.id
 
 
@@ -136,7 +137,7 @@ def test_a_worker_that_leaves_in_good_order_hands_over(trio: Trio, undisturbed: 
 def test_a_worker_that_is_stopped_in_good_order_hands_over(trio: Trio, undisturbed: str) -> None:
     stream, lost, _ = disturb(trio, lambda worker: os.kill(worker.pid, signal.SIGTERM))
     check_whole(trio, stream, lost, undisturbed, "draining")
-    until(lambda: not lost.running, 5.0, "the stopped daemon is gone")
+    until(lambda: not lost.running, 15.0, "the stopped daemon is gone")
 
 
 def test_the_worker_dies_between_its_yes_and_the_first_token(trio: Trio, undisturbed: str) -> None:
@@ -151,7 +152,7 @@ def test_the_worker_dies_between_its_yes_and_the_first_token(trio: Trio, undistu
     app = threading.Thread(target=listen)
     app.start()
     try:
-        until(lambda: any(j["state"] == "accepted" for j in trio.carol.jobs()), 10.0, "a worker accepts")
+        until(lambda: any(j["state"] == "accepted" for j in trio.carol.jobs()), 20.0, "a worker accepts")
         lost = trio.cluster.by_id(str(running_worker(trio.carol)))
         trio.cluster.kill(lost)
     finally:
@@ -163,7 +164,7 @@ def test_the_worker_dies_between_its_yes_and_the_first_token(trio: Trio, undistu
     assert [a["tokens"] for a in job["attempts"]] == [0, TOKENS]
     assert stream.text == undisturbed and stream.done and stream.mesh["attempts"] == 2
     assert [r["at_token"] for r in stream.reroutes] == ["0"]
-    until(lambda: process_gone(engines[lost.id]), 5.0, "the dead daemon's engine ends by itself")
+    until(lambda: process_gone(engines[lost.id]), 15.0, "the dead daemon's engine ends by itself")
 
 
 def test_a_worker_that_froze_before_the_offer_costs_no_job(trio: Trio) -> None:

@@ -88,7 +88,7 @@ def test_a_member_of_another_organisation_never_appears(harbour: tuple[Cluster, 
         kept["bootstrap"] = [f"{door}/p2p/{issuer.id}"]
         membership.write_text(json.dumps(kept), "utf-8")
         cluster.up(stranger)
-        until(lambda: "not a member of this organisation" in stranger.log.read_text("utf-8"), 15.0, "the log says why")
+        until(lambda: "not a member of this organisation" in stranger.log.read_text("utf-8"), 30.0, "the log says why")
         assert stranger.status()["peers"] == []
     assert stranger.id not in {peer["id"] for peer in issuer.status()["peers"]}
     told = [line for line in issuer.log.read_text("utf-8").splitlines() if "WARNING" in line and "refused" in line]

@@ -15,8 +15,10 @@ pytestmark = pytest.mark.live
 
 SUSPECT_S = 2.0
 GONE_S = 15.0
-LOOK_S = 0.5
-"""Asking two daemons over HTTP, on a busy machine."""
+LOOK_S = 5.0
+"""What a busy machine may add: daemons that wait for their turn, and two asked over HTTP. Who is not suspected stays
+alive until its last ad expires, after 10 s, and who is not forgotten stays for ever. `tests/node` holds the times
+themselves, in virtual time."""
 
 
 def known(node: Node) -> set[str]:
@@ -58,7 +60,7 @@ def test_the_mesh_outlives_its_first_node_and_takes_it_back(trio: Trio) -> None:
     for again, stays in (others, others[::-1]):
         trio.cluster.down(again)
         trio.cluster.up(again)
-        until(lambda again=again, stays=stays: stays.id in alive_peers(again), 15.0, "it found its mesh")  # type: ignore[misc]
+        until(lambda again=again, stays=stays: stays.id in alive_peers(again), 30.0, "it found its mesh")  # type: ignore[misc]
     trio.cluster.wait_for_workers(trio.carol, 1, "tiny")
     assert works(trio.carol, trio.bravo)
     gone_s = seconds_until_all(others, since_s, max(GONE_S, time.monotonic() - since_s), "known", trio.alpha)

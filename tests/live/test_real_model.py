@@ -74,7 +74,7 @@ def complete(trio: Trio, *, kill: bool) -> tuple[str, str, int, Node | None]:
                 finish = choice.finish_reason or finish
             tokens = chunk.usage.completion_tokens if chunk.usage else tokens
             if kill and lost is None and pieces >= KILL_AFTER_PIECES:
-                running = until(lambda: running_worker(trio.carol, raw.headers["X-Mesh-Job"]), 2.0, "it has a worker")
+                running = until(lambda: running_worker(trio.carol, raw.headers["X-Mesh-Job"]), 20.0, "it has a worker")
                 lost = trio.cluster.by_id(running)
                 trio.cluster.kill(lost)
     return text, finish, tokens, lost
@@ -109,7 +109,7 @@ def test_an_engine_over_its_memory_is_ended_and_the_answer_goes_on_elsewhere(gem
         stream.read()
     assert stream.done and stream.text == whole and stream.usage["completion_tokens"] == 120
     assert [r["reason"] for r in stream.reroutes] == ["engine_failed"]
-    until(lambda: process_gone(pid), 5.0, "the engine over its limit is gone")
+    until(lambda: process_gone(pid), 15.0, "the engine over its limit is gone")
     assert lost.running and "the limit is 160 MiB" in lost.log.read_text("utf-8")
 
     # Alone it cannot do it either, and says so; the daemon lives, and with enough memory it works again.
@@ -117,4 +117,4 @@ def test_an_engine_over_its_memory_is_ended_and_the_answer_goes_on_elsewhere(gem
     refused = ask(trio.carol, body(max_tokens=4))
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "mesh_no_worker")
     lost.post("/mesh/v1/share", {"memory_bytes": PLENTY_BYTES})
-    until(lambda: ask(trio.carol, body(max_tokens=4)).status_code == 200, 20.0, "it works with enough memory")
+    until(lambda: ask(trio.carol, body(max_tokens=4)).status_code == 200, 60.0, "it works with enough memory")

@@ -80,7 +80,7 @@ def test_a_machine_alone_answers_itself_and_shares_nothing_unasked(fresh: Cluste
     # A second machine sees the model and gets nothing of it, until the owner shares.
     guest = fresh.join("guest", solo)
     fresh.wait_to_meet()
-    until(lambda: [m["name"] for m in guest.get("/mesh/v1/models")["models"]] == [TINY], 10.0, "the model is seen")
+    until(lambda: [m["name"] for m in guest.get("/mesh/v1/models")["models"]] == [TINY], 30.0, "the model is seen")
     assert refusal(guest, body())["code"] == "mesh_no_worker"
     assert [j for j in solo.jobs() if j["role"] == "worker"] == []
     fresh.mesh(solo, "share", "--cpu", "50%")
