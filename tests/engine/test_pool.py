@@ -24,8 +24,12 @@ from tests.engine.tiny import CONTEXT_TOKENS, write_tiny
 from tests.helpers import until
 
 pytestmark = pytest.mark.live
-CONFIG = PoolConfig(slots=2, hang_after_s=1.0, nice=0)
+CONFIG = PoolConfig(slots=2, hang_after_s=3.0, nice=0)
+"""A live engine on a busy machine is not taken for a frozen one."""
+
 TIMEOUT_S = 60.0
+SEEN_WITHIN_S = 10.0
+"""An end that is not seen is never: nothing else would end the answer."""
 
 
 async def test_a_model_is_loaded_once_and_measured(tiny: ModelFile) -> None:
@@ -206,10 +210,10 @@ async def test_a_dead_or_frozen_engine_costs_the_attempt_not_the_pool(tiny: Mode
                     os.kill(pid, number)
                     began_s = trio.current_time()
                     await first_tokens(events, seen, 10**6)
-        assert trio.current_time() - began_s < CONFIG.hang_after_s + 2
+        assert trio.current_time() - began_s < CONFIG.hang_after_s + SEEN_WITHIN_S
         expected = "hangs" if number == signal.SIGSTOP else f"signal {int(number)}"
         assert expected in caught.value.message
-        await until(lambda: not psutil.pid_exists(pid), 5, "the engine's end")
+        await until(lambda: not psutil.pid_exists(pid), SEEN_WITHIN_S, "the engine's end")
         assert seen.ids == (await reloaded_answer(pool, tiny, len(seen.tokens))).ids
 
 
@@ -261,7 +265,7 @@ async def test_new_limits_show_in_the_rates_before_the_next_answer_is_measured(t
         def share_left() -> float:
             return pool.loaded()[0].generation_tokens_per_s / before.generation_tokens_per_s
 
-        await until(lambda: share_left() == pytest.approx(0.25), 10, "the rate follows the limit")
+        await until(lambda: share_left() == pytest.approx(0.25), 30, "the rate follows the limit")
 
 
 async def test_a_reader_that_stands_still_loses_nothing_and_harms_nobody(tiny: ModelFile) -> None:
@@ -309,9 +313,9 @@ async def test_cancelled_loading_and_a_left_pool_leave_no_process(tiny: ModelFil
     async with open_pool(CONFIG) as pool:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(loaded, pool, tiny)
-            await until(lambda: pool.pid(tiny.digest), 10, "an engine process")
+            await until(lambda: pool.pid(tiny.digest), 30, "an engine process")
             nursery.cancel_scope.cancel()
-        await until(lambda: not psutil.Process().children(), 5, "the engine's end")
+        await until(lambda: not psutil.Process().children(), SEEN_WITHIN_S, "the engine's end")
         await loaded(pool, tiny)
         async with pool.generate(tiny.digest, ask()) as events:
             assert isinstance([e async for e in events][-1], EngineFinished)
@@ -346,4 +350,4 @@ async def test_an_engine_dies_with_its_pool(tiny: ModelFile) -> None:
         daemon.kill()
         await daemon.wait()
         await daemon.stdout.aclose()
-        await until(lambda: not psutil.pid_exists(pid), 5, "the engine's end")
+        await until(lambda: not psutil.pid_exists(pid), SEEN_WITHIN_S, "the engine's end")
