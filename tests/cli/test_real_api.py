@@ -28,7 +28,7 @@ async def typed(service: FakeService, home: Path, *arguments: str, stdin: str = 
 
     async with running(service) as api:
         write_home(home, api.url, token=TOKEN)
-        with trio.fail_after(30):
+        with trio.fail_after(120):
             result: Result = await trio.to_thread.run_sync(work)
     return result
 

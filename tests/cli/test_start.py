@@ -29,7 +29,7 @@ finally:
 
 def probe(argument: str) -> str:
     script = PROBE.format(argument=argument, heavy=HEAVY)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return done.stderr
 

@@ -3,6 +3,7 @@ in a pipe. Each runs in a pseudo-terminal."""
 
 from __future__ import annotations
 
+import codecs
 import os
 import pty
 import select
@@ -15,7 +16,7 @@ from mesh_cli.exits import Exit
 
 from tests.cli.contract_server import BROKEN_STREAM, Daemon, chunk
 
-READ_S = 15.0
+READ_S = 60.0
 MESH = """
 import fcntl, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C typed here is a signal there
@@ -31,6 +32,7 @@ class Terminal:
         self._master, slave = pty.openpty()
         termios.tcsetwinsize(slave, (24, 80))
         self.seen = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")()  # a read may end within a character
         env = {**os.environ, "MESH_HOME": str(home), "TERM": "xterm", **environment}
         for name in {"NO_COLOR", "COLUMNS", "MESH_PASSPHRASE_FILE"} - set(environment):
             env.pop(name, None)
@@ -55,11 +57,11 @@ class Terminal:
 
     def end(self) -> tuple[int, str, str]:
         """Exit status, the screen, and what went down the pipe."""
-        piped, _ = self.process.communicate(timeout=30) if self.process.stdout else (b"", b"")
+        piped, _ = self.process.communicate(timeout=READ_S) if self.process.stdout else (b"", b"")
         while self._read():
             pass
         os.close(self._master)
-        return self.process.wait(30), self.seen.replace("\r\n", "\n"), piped.decode()
+        return self.process.wait(READ_S), self.seen.replace("\r\n", "\n"), piped.decode()
 
     def _read(self) -> bool:
         if not select.select([self._master], [], [], READ_S)[0]:
@@ -69,7 +71,7 @@ class Terminal:
             part = os.read(self._master, 65536)
         except OSError:  # how Linux says that the other side of a terminal has closed
             return False
-        self.seen += part.decode()
+        self.seen += self._decoder.decode(part)
         return bool(part)
 
 

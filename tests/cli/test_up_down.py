@@ -50,7 +50,7 @@ class Box:
 
     def mesh(self, *arguments: str) -> tuple[int, str, str]:
         process = self.start(*arguments)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=120)
         return process.returncode, out, err
 
     def pid(self) -> int:
@@ -122,10 +122,10 @@ def test_ctrl_c_ends_quietly_with_130(box: Box, home: Path, daemon: Daemon) -> N
     with process:
         assert process.stdout.read(6) == "The Rh"
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == Exit.INTERRUPTED
+        assert process.wait(60) == Exit.INTERRUPTED
         assert process.stderr is not None
         assert process.stderr.read().strip() == ""
-    assert daemon.left.wait(30)
+    assert daemon.left.wait(60)
 
 
 def test_a_closed_pipe_is_no_error(box: Box, home: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_closed_pipe_is_no_error(box: Box, home: Path) -> None:
     assert process.stderr is not None
     with process.stderr as stderr:
         assert stderr.read() == ""
-    assert process.wait(30) == Exit.OK
+    assert process.wait(60) == Exit.OK
 
 
 def test_a_bug_is_one_line_and_never_a_traceback(box: Box, home: Path, daemon: Daemon) -> None:
