@@ -2,8 +2,8 @@
 
 Messages on stdin: ``load`` (a map), ``start`` (id, request, delivered ids), ``cancel`` (id), ``ack`` (id, tokens),
 ``limits`` (threads, duty). On stdout: ``loaded`` (a map), ``load_failed`` (code, text), ``started`` (id, prompt tokens,
-implied stops), ``tokens`` (id, first index, [[token, piece]]), ``finished`` (id, reason), ``refused`` (id, code, text,
-param), ``beat`` (prefill tokens/s, generation tokens/s).
+implied stops, cached tokens), ``tokens`` (id, first index, [[token, piece]]), ``finished`` (id, reason), ``refused``
+(id, code, text, param), ``beat`` (prefill tokens/s, generation tokens/s, [[answers at once, tokens/s]]).
 
 llama.cpp may print: descriptor 1 is turned to stderr, frames go to a private copy. A reader thread ends the process
 when stdin does. (Linux's parent-death signal would fire when the *thread* that started us ends, and trio starts
@@ -28,14 +28,17 @@ from meshd.engine.decoding import ContextLost, Decoding, Prepared, refusal
 from meshd.engine.frames import FrameError, Message, Unpacker, pack
 from meshd.engine.llama import LlamaModel, LoadPlan
 from meshd.engine.prompt import PLAIN_STOP, ChatTemplate, mark, plain_chat
-from meshd.engine.rates import Rates
+from meshd.engine.rates import SIZES, Rates
 from meshd.engine.schedule import EXACT_CHUNK_TOKENS, Feed
 
 _BEAT_INTERVAL_S: Final = 0.25
 _READ_BYTES: Final = 256 * 1024
 _INBOX_MESSAGES: Final = 65_536
 _MEASURE_PREFILL_TOKENS: Final = 64
-_MEASURE_TOKENS: Final = 8
+_MEASURE_TOKENS: Final = 4
+_MEASURE_S: Final = 1.0
+"""No further size is measured after so long: a large model on a slow machine learns the rest from its work."""
+
 
 Inbox = queue.Queue[Message]
 
@@ -96,7 +99,6 @@ class Child:
         self._rest_until_s = 0.0
         self._beat_at_s = 0.0
         self._rates = Rates()
-        self._pace = Rates()  # Without the rests: how long a step computes.
         self._idle = True
 
     def run(self) -> None:
@@ -121,7 +123,7 @@ class Child:
             path=os.fsdecode(options["path"]),
             slots=slots,
             context_tokens=options["context_tokens"],
-            batch_tokens=max(slots + chunk_tokens, EXACT_CHUNK_TOKENS, _MEASURE_PREFILL_TOKENS),
+            batch_tokens=max(2 * slots + chunk_tokens, EXACT_CHUNK_TOKENS, _MEASURE_PREFILL_TOKENS),
             threads=options["threads"],
             gpu_layers=options["gpu_layers"],
         )
@@ -129,8 +131,7 @@ class Child:
         prompts = Prompts(self._model)
         self._decoding = Decoding(self._model, prompts.prepare, slots=slots, prefill_chunk_tokens=chunk_tokens)
         self._threads = options["threads"]
-        self._measure()
-        self._decoding.pace(self._rates.prefill_tokens_per_s)
+        self._measure(slots)
         self._rates.scale(self._duty)
         self._write([["loaded", self._facts(prompts)]])
 
@@ -141,22 +142,33 @@ class Child:
             "gpu_layers": self._model.gpu_layers,
             "prefill_tokens_per_s": self._rates.prefill_tokens_per_s,
             "generation_tokens_per_s": self._rates.generation_tokens_per_s,
+            "rates": self._rates.by_sequences(),
         }
 
-    def _measure(self) -> None:
-        """A short run on slot 0, so that the first ad carries rates of this machine."""
+    def _measure(self, slots: int) -> None:
+        """A short run, so that the first ad carries rates of this machine: a prompt, then 1, 2, 4, ... answers."""
         count = min(_MEASURE_PREFILL_TOKENS, self._model.context_tokens - _MEASURE_TOKENS)
         token = self._model.vocab_tokens // 2
-        feeds = [Feed(0, 0, 0, (token,) * count, True, False)]
-        feeds += [Feed(0, 0, count + i, (token,), True, False) for i in range(_MEASURE_TOKENS)]
-        for _ in range(2):  # The first round pays for reading the file in.
-            self._rates = Rates()
-            for feed in feeds:
-                began_s = time.monotonic()
-                self._model.decode([feed])
-                self._model.logits(len(feed.tokens) - 1)
-                self._rates.note([feed], time.monotonic() - began_s)
-            self._model.free(0)
+        prompt = [Feed(0, 0, 0, (token,) * count, True, False)]
+        self._timed(prompt)  # Pays for reading the file in.
+        self._model.keep(0, 0)
+        self._rates = Rates()
+        self._timed(prompt)
+        self._model.keep(0, 0)
+        ends_s = time.monotonic() + _MEASURE_S
+        for size in (size for size in SIZES if size <= slots):
+            for at in range(_MEASURE_TOKENS):
+                self._timed([Feed(slot, slot, at, (token,), True, False) for slot in range(size)])
+            for slot in range(size):
+                self._model.keep(slot, 0)
+            if time.monotonic() > ends_s:
+                return
+
+    def _timed(self, feeds: list[Feed]) -> None:
+        began_s = time.monotonic()
+        self._model.decode(feeds)
+        self._model.logits(sum(len(feed.tokens) for feed in feeds) - 1)
+        self._rates.note(feeds, time.monotonic() - began_s)
 
     def _limit(self, threads: int, duty: float) -> None:
         """The owner's limits from the next step on. What the ads tell follows at once: placement must not send work
@@ -168,7 +180,8 @@ class Child:
         self._beat()
 
     def _beat(self) -> None:
-        self._write([["beat", self._rates.prefill_tokens_per_s, self._rates.generation_tokens_per_s]])
+        rates = self._rates
+        self._write([["beat", rates.prefill_tokens_per_s, rates.generation_tokens_per_s, rates.by_sequences()]])
 
     def _turn(self) -> None:
         self._take_messages(self._patience_s())
@@ -199,8 +212,7 @@ class Child:
         rest_s = spent_s * (1 - self._duty) / self._duty
         self._rest_until_s = began_s + spent_s + rest_s
         self._rates.note(feeds, spent_s + rest_s)
-        self._pace.note(feeds, spent_s)
-        self._decoding.pace(self._pace.prefill_tokens_per_s)
+        self._decoding.pace.note(feeds, spent_s)
         self._write(messages)
 
     def _take_messages(self, timeout_s: float | None) -> None:

@@ -14,16 +14,17 @@ from typing import Final, Protocol
 from meshd.core.errors import BadInput, ContextOverflow, EngineFailed, MeshError, Overloaded
 from meshd.core.generation import FinishReason, Generation
 from meshd.engine.frames import Message
+from meshd.engine.pace import Pace
 from meshd.engine.sampling import Draw, Logits
 from meshd.engine.schedule import Feed, Line, Schedule
+from meshd.engine.slots import Slots
 
 WINDOW_TOKENS: Final = 1024
 """Tokens that may wait for a slow reader before its sequence is held."""
 
-PREFILL_STEP_S: Final = 0.5
-_MIN_CHUNK_TOKENS: Final = 16
 _NO_ROOM: Final = 1
 _INVALID_BATCH: Final = -1
+_FILLER: Final = -1
 
 
 class Model(Protocol):
@@ -31,12 +32,19 @@ class Model(Protocol):
 
     context_tokens: int
     vocab_tokens: int
+    rewinds: bool
 
     def decode(self, feeds: Sequence[Feed]) -> int: ...
 
     def logits(self, row: int) -> Logits: ...
 
-    def free(self, slot: int) -> None: ...
+    def keep(self, slot: int, tokens: int) -> bool: ...
+
+    def copy(self, source: int, target: int) -> None: ...
+
+    def reaches_back(self, slot: int, tokens: int) -> bool: ...
+
+    def untouched(self, slot: int) -> bool: ...
 
     def piece(self, token: int) -> bytes: ...
 
@@ -82,17 +90,10 @@ class Decoding:
     ) -> None:
         self._model = model
         self._prepare = prepare
-        self._chunk_tokens = prefill_chunk_tokens
-        self._schedule = Schedule(prefill_chunk_tokens)
-        self._free_slots = list(range(slots))
+        self.pace = Pace(prefill_chunk_tokens)
+        self._schedule = Schedule(self.pace.room_tokens)
+        self._slots = Slots(slots, model.reaches_back, model.untouched)
         self._runs: dict[int, _Run] = {}
-
-    def pace(self, prefill_tokens_per_s: float) -> None:
-        """Prefill in chunks that take about PREFILL_STEP_S at that speed: a slow machine must not stall the running
-        answers, nor look as if it hung."""
-        if prefill_tokens_per_s > 0:
-            wanted_tokens = int(prefill_tokens_per_s * PREFILL_STEP_S)
-            self._schedule.chunk_tokens = min(self._chunk_tokens, max(_MIN_CHUNK_TOKENS, wanted_tokens))
 
     @property
     def busy(self) -> bool:
@@ -107,12 +108,10 @@ class Decoding:
             run = self._admit(id, request, prepared, delivered)
         except MeshError as error:
             return [refusal(id, error)]
-        started: Message = ["started", id, len(prepared.tokens), list(prepared.stop)]
         over = self._replay(run, delivered)
         if over is not None:
-            return [started, ["finished", id, str(over)]]
-        self._enter(id, request, prepared, delivered, run)
-        return [started]
+            return [_started(id, prepared, 0), ["finished", id, str(over)]]
+        return [_started(id, prepared, self._enter(id, request, prepared, delivered, run))]
 
     def _admit(self, id: int, request: Generation, prepared: Prepared, delivered: Sequence[int]) -> _Run:
         context_tokens = self._model.context_tokens
@@ -127,7 +126,7 @@ class Decoding:
             )
         if any(not 0 <= token < self._model.vocab_tokens for token in delivered):
             raise BadInput("a delivered token is not in this model's vocabulary", param="delivered")
-        if id in self._runs or not self._free_slots:
+        if id in self._runs or not self._slots.free:
             raise Overloaded("every slot of the engine is in use", retry_after_s=1.0)
         stops = tuple(s.encode() for s in (*request.stop, *prepared.stop))
         room_tokens = context_tokens - prompt_tokens
@@ -148,20 +147,26 @@ class Decoding:
                 return FinishReason.STOP
         return FinishReason.LENGTH if run.produced >= run.limit_tokens else None
 
-    def _enter(self, id: int, request: Generation, prepared: Prepared, delivered: Sequence[int], run: _Run) -> None:
-        run.slot = self._free_slots.pop(0)
+    def _enter(self, id: int, request: Generation, prepared: Prepared, delivered: Sequence[int], run: _Run) -> int:
+        """Let the generation take part; how many tokens of its prompt are in the cache already."""
+        tokens, prompt_tokens = [*prepared.tokens, *delivered], len(prepared.tokens)
+        grant = self._slots.take(tokens, exact=request.exact, prompt_tokens=prompt_tokens)
+        if grant.source is not None:
+            self._model.copy(grant.source, grant.slot)
+        kept = grant.kept if self._model.keep(grant.slot, grant.kept) else 0
+        line = Line(id, grant.slot, request.exact, prompt_tokens, tokens, decoded=kept)
+        run.slot = grant.slot
         self._runs[id] = run
-        tokens = [*prepared.tokens, *delivered]
-        self._schedule.add(Line(id, run.slot, request.exact, len(prepared.tokens), tokens))
+        self._slots.enter(line)
+        self._schedule.add(line)
+        return min(kept, prompt_tokens)
 
     def cancel(self, id: int) -> None:
-        """Forget the generation and empty its slot now. Unknown ids are ignored."""
+        """Forget the generation; its slot is free now, and holds what was computed. Unknown ids are ignored."""
         run = self._runs.pop(id, None)
-        if run is None:
-            return
-        self._schedule.remove(id)
-        self._model.free(run.slot)
-        self._free_slots.append(run.slot)
+        if run is not None:
+            self._schedule.remove(id)
+            self._slots.give(run.slot)
 
     def acknowledge(self, id: int, tokens: int) -> None:
         """The reader took so many more tokens: a held sequence may go on."""
@@ -178,9 +183,13 @@ class Decoding:
 
     def step(self, feeds: list[Feed]) -> list[Message]:
         """Decode ``feeds`` and draw. Raises ContextLost when the context cannot be trusted any more."""
-        status = self._model.decode(feeds)
+        fillers = self._fillers(feeds)
+        fed = sorted([*feeds, *fillers], key=lambda feed: feed.slot)
+        status = self._model.decode(fed)
+        for filler in fillers:
+            self._model.keep(filler.slot, filler.position)
         if status == 0:
-            return self._drawn(feeds)
+            return self._drawn(fed)
         if status not in (_NO_ROOM, _INVALID_BATCH):
             raise ContextLost(f"llama_decode answered {status}")
         # The cache is as before. Alone, each sequence shows whether it was the culprit; the others lose nothing.
@@ -188,8 +197,21 @@ class Decoding:
             return [message for feed in feeds for message in self.step([feed])]
         return [self._refuse_room(feeds[0], status)]
 
+    def _fillers(self, feeds: list[Feed]) -> list[Feed]:
+        """A token for each idle slot in a gap between busy ones, taken back after the step: it costs less than the
+        gap. Any token will do."""
+        if not self._model.rewinds:
+            return []
+        return [
+            Feed(_FILLER, slot, held, (0,), logits=False, complete=False)
+            for slot, held in self._slots.fillers([feed.slot for feed in feeds])
+            if held < self._model.context_tokens
+        ]
+
     def _refuse_room(self, feed: Feed, status: int) -> Message:
+        slot = self._runs[feed.id].slot
         self.cancel(feed.id)
+        self._slots.clear(slot)
         if status == _NO_ROOM:
             return refusal(feed.id, Overloaded("the engine's cache is full", retry_after_s=1.0))
         return refusal(feed.id, EngineFailed("llama.cpp refused the batch"))
@@ -199,6 +221,8 @@ class Decoding:
         row = -1
         for feed in feeds:
             row += len(feed.tokens)
+            if feed.id == _FILLER:
+                continue
             self._schedule.advance(feed)
             if feed.complete:
                 messages += self._draw(feed.id, row)
@@ -219,13 +243,17 @@ class Decoding:
             return [*messages, self._finish(id, FinishReason.STOP)]
         if run.produced >= run.limit_tokens:
             return [*messages, self._finish(id, FinishReason.LENGTH)]
-        self._schedule.line(id).pending.append(token)
+        self._schedule.line(id).tokens.append(token)
         self._hold(id, run)
         return messages
 
     def _finish(self, id: int, reason: FinishReason) -> Message:
         self.cancel(id)
         return ["finished", id, str(reason)]
+
+
+def _started(id: int, prepared: Prepared, cached_tokens: int) -> Message:
+    return ["started", id, len(prepared.tokens), list(prepared.stop), cached_tokens]
 
 
 def refusal(id: int, error: MeshError) -> Message:

@@ -68,6 +68,8 @@ class LlamaModel:
         self._batch = lib.llama_batch_init(plan.batch_tokens, 0, 1)
         self._batch_tokens = plan.batch_tokens
         self._pieces: dict[int, bytes] = {}
+        self._window_tokens = int(lib.llama_model_n_swa(self._model))
+        self.rewinds = not (lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model))
 
     def _load(self, plan: LoadPlan) -> lib.llama_model_p:
         params = lib.llama_model_default_params()
@@ -183,6 +185,23 @@ class LlamaModel:
         pointer = lib.llama_get_logits_ith(self._context, row)
         return np.ctypeslib.as_array(pointer, (self.vocab_tokens,))
 
-    def free(self, slot: int) -> None:
-        """Empty the slot's cache at once."""
+    def keep(self, slot: int, tokens: int) -> bool:
+        """Cut the slot's cache to its first ``tokens``. False: this kind of model cannot, and the slot is empty."""
+        if lib.llama_memory_seq_rm(self._memory, slot, tokens, -1):
+            return True
         lib.llama_memory_seq_rm(self._memory, slot, -1, -1)
+        return tokens == 0
+
+    def copy(self, source: int, target: int) -> None:
+        """Put a copy of the source slot's whole cache into the target; it is made at the next decode."""
+        lib.llama_memory_seq_rm(self._memory, target, -1, -1)
+        lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def reaches_back(self, slot: int, tokens: int) -> bool:
+        """Whether the slot's cache, cut to ``tokens``, still has all positions that the next token looks at."""
+        oldest = int(lib.llama_memory_seq_pos_min(self._memory, slot))
+        return 0 <= oldest <= max(tokens - self._window_tokens, 0)
+
+    def untouched(self, slot: int) -> bool:
+        """Whether the slot's cache has every position from the first."""
+        return int(lib.llama_memory_seq_pos_min(self._memory, slot)) == 0

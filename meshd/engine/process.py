@@ -18,6 +18,7 @@ from typing import Any, Final
 import psutil
 import trio
 
+from meshd.core.ad import Rate
 from meshd.core.engine import (
     EngineEvent,
     EngineFinished,
@@ -312,16 +313,17 @@ class EngineProcess:
         match message:
             case ["tokens", int(id), int(first), list(tokens)]:
                 self._put(id, EngineTokens(tuple(Token(first + i, t, p) for i, (t, p) in enumerate(tokens))))
-            case ["started", int(id), int(prompt_tokens), list(stops)]:
-                self._put(id, EngineStarted(Opening(prompt_tokens, tuple(stops))))
+            case ["started", int(id), int(prompt_tokens), list(stops), int(cached_tokens)]:
+                self._put(id, EngineStarted(Opening(prompt_tokens, tuple(stops), cached_tokens)))
             case ["finished", int(id), str(reason)]:
                 self._put(id, EngineFinished(FinishReason(reason)))
                 self._end(id, None)
             case ["refused", int(id), str(code), str(text), param]:
                 self._end(id, _refusal(code, text, param))
-            case ["beat", float(prefill), float(generation)]:
-                self._rates(prefill, generation)
+            case ["beat", float(prefill), float(generation), list(rates)]:
+                self._rates(prefill, generation, rates)
             case ["loaded", dict(facts)]:
+                facts["rates"] = _by_sequences(facts["rates"])
                 self.info = EngineModel(self.model.name, self.model.digest, slots=self._config.slots, **facts)
                 self.ready.set()
             case ["load_failed", str(code), str(text)]:
@@ -338,9 +340,14 @@ class EngineProcess:
         if (events := self._running.pop(id, None)) is not None:
             events.end(failure)
 
-    def _rates(self, prefill: float, generation: float) -> None:
+    def _rates(self, prefill: float, generation: float, rates: list[Any]) -> None:
         if self.info is not None and math.isfinite(prefill) and math.isfinite(generation):
-            self.info = replace(self.info, prefill_tokens_per_s=prefill, generation_tokens_per_s=generation)
+            self.info = replace(
+                self.info,
+                prefill_tokens_per_s=prefill,
+                generation_tokens_per_s=generation,
+                rates=_by_sequences(rates),
+            )
 
 
 def _start_frame(id: int, work: Work, delivered: Sequence[Token]) -> bytes:
@@ -348,6 +355,10 @@ def _start_frame(id: int, work: Work, delivered: Sequence[Token]) -> bytes:
         return pack(["start", id, work_map(work), [token.id for token in delivered]])
     except (FrameError, UnicodeEncodeError, OverflowError) as error:
         raise BadInput(f"the request cannot be passed on: {error}") from None
+
+
+def _by_sequences(rates: list[Any]) -> tuple[Rate, ...]:
+    return tuple(Rate(int(sequences), float(tokens_per_s)) for sequences, tokens_per_s in rates)
 
 
 def _threads(limits: EngineLimits) -> int:

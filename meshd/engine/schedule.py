@@ -1,7 +1,8 @@
 """Which tokens go into the next decode step. Pure: no llama.cpp, no clock.
 
-Sequences that share batches ("shared") all give one token a step; on top, the oldest waiting prompts fill up to
-``prefill_chunk_tokens``, so that a long prompt never stalls the running answers for longer than one chunk.
+Sequences that share batches ("shared") all give one token a step; on top, the waiting prompts share what room there is
+for them equally, so that a long prompt neither stalls the running answers for longer than that, nor keeps a short one
+behind it waiting.
 
 An exact sequence gets steps of its own, with shapes that depend on nothing but its own prompt: chunks of
 ``EXACT_CHUNK_TOKENS``, then one token a step, replayed tokens included. Floating-point sums depend on the shapes of a
@@ -11,6 +12,7 @@ batch, so this is what makes two workers agree to the last bit. Exact sequences 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,16 +25,26 @@ _SHARED: Final = -1
 
 @dataclass(slots=True)
 class Line:
-    """One sequence: ``pending`` tokens are known but not decoded yet, ``decoded`` is how many the cache holds.
-    ``held``: skipped for now, because its reader lags."""
+    """One sequence: ``tokens`` are known, the first ``decoded`` of them are in the cache. ``held``: skipped for now,
+    because its reader lags."""
 
     id: int
     slot: int
     exact: bool
     prompt_tokens: int
-    pending: list[int]
+    tokens: list[int]
     decoded: int = 0
     held: bool = False
+
+    @property
+    def exact_tokens(self) -> int:
+        """How many of the tokens in the cache, from the first, were computed as an exact prompt is."""
+        return min(self.decoded, self.prompt_tokens) if self.exact else 0
+
+    @property
+    def pending(self) -> int:
+        """Tokens known and not decoded yet."""
+        return len(self.tokens) - self.decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +61,11 @@ class Feed:
 
 
 class Schedule:
-    """All sequences of one context and whose turn it is."""
+    """All sequences of one context and whose turn it is. ``room_tokens(running)``: how many tokens of prompts a step
+    may hold beside so many running answers."""
 
-    def __init__(self, prefill_chunk_tokens: int) -> None:
-        self.chunk_tokens = prefill_chunk_tokens
+    def __init__(self, room_tokens: Callable[[int], int]) -> None:
+        self._room_tokens = room_tokens
         self._lines: dict[int, Line] = {}
         self._turns: deque[int] = deque([_SHARED])
 
@@ -74,9 +87,7 @@ class Schedule:
 
     def advance(self, feed: Feed) -> None:
         """The tokens of ``feed`` are in the cache now."""
-        line = self._lines[feed.id]
-        line.decoded += len(feed.tokens)
-        del line.pending[: len(feed.tokens)]
+        self._lines[feed.id].decoded += len(feed.tokens)
 
     def next_step(self) -> list[Feed]:
         """What to decode now; empty when no sequence can go on."""
@@ -97,23 +108,37 @@ class Schedule:
 
     def _shared(self) -> list[Feed]:
         able = [line for line in self._lines.values() if not line.exact and not line.held and line.pending]
-        feeds = [_feed(line, 1) for line in able if len(line.pending) == 1]
-        room_tokens = self.chunk_tokens
-        for line in able:
-            if len(line.pending) > 1 and room_tokens > 0:
-                feeds.append(_feed(line, min(room_tokens, len(line.pending))))
-                room_tokens -= len(feeds[-1].tokens)
+        feeds = [_feed(line, 1) for line in able if line.pending == 1]
+        prompts = [line for line in able if line.pending > 1]
+        if prompts:
+            parts = shares([line.pending for line in prompts], self._room_tokens(len(feeds)))
+            feeds += [_feed(line, part) for line, part in zip(prompts, parts, strict=True) if part]
         # llama.cpp computes neighbouring slots in rising order together, and whatever breaks that order apart.
         return sorted(feeds, key=lambda feed: feed.slot)
 
 
+def shares(wanted: Sequence[int], room: int) -> list[int]:
+    """``room`` shared out: equally, nobody more than ``wanted``, what is left over to those who want more. Whoever
+    came first gets the odd ones."""
+    given = [0] * len(wanted)
+    hungry = [at for at, want in enumerate(wanted) if want]
+    while room > 0 and hungry:
+        part = max(room // len(hungry), 1)
+        for at in hungry[:room]:
+            more = min(part, wanted[at] - given[at])
+            given[at] += more
+            room -= more
+        hungry = [at for at in hungry if given[at] < wanted[at]]
+    return given
+
+
 def _feed(line: Line, count: int, *, logits: bool = False) -> Feed:
-    complete = count == len(line.pending)
+    complete = count == line.pending
     return Feed(
         id=line.id,
         slot=line.slot,
         position=line.decoded,
-        tokens=tuple(line.pending[:count]),
+        tokens=tuple(line.tokens[line.decoded : line.decoded + count]),
         logits=logits or complete,
         complete=complete,
     )

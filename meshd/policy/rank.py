@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from meshd.core.ad import ModelOffer
+from meshd.core.ad import ModelOffer, Rate
 from meshd.core.job import Job
 from meshd.policy.feasible import Candidate
 
@@ -20,7 +21,8 @@ REMOTE_S: Final = 0.01
 """One hop more: sealing, a round trip, frames."""
 
 SHARED_SLOT_COST: Final = 0.35
-"""How much one more running sequence slows each of them: 16 at once cost each about 6x on a CPU."""
+"""How much one more running sequence slows each of them, where it was not measured: 16 at once cost each about 6x on
+a CPU."""
 
 NEAR: Final = 1.1
 """Candidates within this factor of the best are equally good; the job's id decides among them."""
@@ -51,12 +53,27 @@ def cost_of(candidate: Candidate, offer: ModelOffer | None) -> Cost:
     if offer is None:
         return Cost(0.0, 0.0, way_s)
     running = candidate.ad.slots - candidate.ad.slots_free
-    slowdown = 1 + SHARED_SLOT_COST * running
+    alone = offer.generation_tokens_per_s or ASSUMED_GENERATION_TOKENS_PER_S
+    beside = answer_tokens_per_s(offer.rates, running + 1) or alone / (1 + SHARED_SLOT_COST * running)
     return Cost(
-        slowdown / (offer.prefill_tokens_per_s or ASSUMED_PREFILL_TOKENS_PER_S),
-        slowdown / (offer.generation_tokens_per_s or ASSUMED_GENERATION_TOKENS_PER_S),
+        alone / beside / (offer.prefill_tokens_per_s or ASSUMED_PREFILL_TOKENS_PER_S),
+        1 / beside,
         way_s if offer.ready else way_s + LOAD_S,
     )
+
+
+def answer_tokens_per_s(rates: Sequence[Rate], sequences: int) -> float:
+    """What one of so many answers at once gets, between the measured points by a straight line, beyond the last one
+    an equal share of what that gave in all; 0 when nothing was measured at or below that many."""
+    below = [rate for rate in rates if rate.sequences <= sequences and rate.tokens_per_s > 0]
+    above = [rate for rate in rates if rate.sequences > sequences and rate.tokens_per_s > 0]
+    if not below:
+        return 0.0
+    low = below[-1]
+    if not above:
+        return low.tokens_per_s / sequences
+    part = (sequences - low.sequences) / (above[0].sequences - low.sequences)
+    return (low.tokens_per_s + part * (above[0].tokens_per_s - low.tokens_per_s)) / sequences
 
 
 def work_of(job: Job) -> Work:

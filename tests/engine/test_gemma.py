@@ -10,6 +10,7 @@ from meshd.core.engine import EngineLimits, ModelFile
 from meshd.core.generation import Generation, Prompt
 from meshd.engine.config import PoolConfig
 from meshd.engine.pool import open_pool
+from meshd.engine.schedule import EXACT_CHUNK_TOKENS
 from tests.engine.asking import FULL, Answer, answer, ask, loaded
 
 pytestmark = pytest.mark.live
@@ -56,6 +57,37 @@ async def test_exact_holds_beyond_512_positions_and_with_sampling(gemma: ModelFi
     async with open_pool(PoolConfig(slots=2, context_tokens=1536, nice=0)) as pool:
         await loaded(pool, gemma, EngineLimits(threads=3))
         assert (await answer(pool, gemma, request, whole.tokens[:6])).ids == whole.ids[6:]
+
+
+async def test_an_exact_prompt_that_is_cached_in_part_is_answered_as_if_it_were_not(gemma: ModelFile) -> None:
+    """Kept are whole chunks of an exact prompt: the numbers that it would have computed itself."""
+    text = " ".join(f"{number} plus {number} is {2 * number}." for number in range(40))
+    first, second = ask(text + STORY, max_tokens=8, exact=True), ask(text + OTHERS[0], max_tokens=16, exact=True)
+    config = PoolConfig(slots=2, context_tokens=1024, nice=0)
+    fresh = await whole_answer(gemma, config, FULL, second)
+    async with open_pool(config) as pool:
+        await loaded(pool, gemma, FULL)
+        before = await answer(pool, gemma, first)
+        kept = await answer(pool, gemma, second)
+        again = await answer(pool, gemma, first)
+        shared = await answer(pool, gemma, ask(text + STORY, max_tokens=1))
+    assert kept.ids == fresh.ids and again.ids == before.ids
+    for told in (kept, again):
+        assert told.started is not None and told.started.opening.cached_tokens >= 2 * EXACT_CHUNK_TOKENS
+        assert told.started.opening.cached_tokens % EXACT_CHUNK_TOKENS == 0
+    assert fresh.started is not None and fresh.started.opening.cached_tokens == 0
+    assert shared.started is not None
+    assert shared.started.opening.cached_tokens == shared.started.opening.prompt_tokens - 1
+
+
+async def test_the_next_turn_is_computed_behind_the_last_one(gemma: ModelFile) -> None:
+    async with open_pool(PoolConfig(slots=2, context_tokens=1024, nice=0)) as pool:
+        await loaded(pool, gemma, FULL)
+        turn = await answer(pool, gemma, ask(STORY, max_tokens=30))
+        longer = STORY + b"".join(token.piece for token in turn.tokens).decode() + " And then"
+        following = await answer(pool, gemma, ask(longer, max_tokens=1))
+    assert turn.started is not None and following.started is not None
+    assert following.started.opening.cached_tokens >= turn.started.opening.prompt_tokens
 
 
 async def test_chat_with_a_base_model_answers_and_stops_before_the_next_turn(gemma: ModelFile) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshd.engine.schedule import EXACT_CHUNK_TOKENS, Feed, Line, Schedule
+from meshd.engine.schedule import EXACT_CHUNK_TOKENS, Feed, Line, Schedule, shares
 
 
 def line(id: int, tokens: int, *, exact: bool = False, prompt: int | None = None) -> Line:
-    return Line(id, slot=id, exact=exact, prompt_tokens=tokens if prompt is None else prompt, pending=[7] * tokens)
+    return Line(id, slot=id, exact=exact, prompt_tokens=tokens if prompt is None else prompt, tokens=[7] * tokens)
+
+
+def schedule_of(chunk_tokens: int) -> Schedule:
+    return Schedule(lambda running: chunk_tokens)
 
 
 def step(schedule: Schedule) -> list[Feed]:
@@ -20,14 +24,14 @@ def step(schedule: Schedule) -> list[Feed]:
 
 
 def test_a_long_prompt_goes_in_chunks_beside_the_running_answers() -> None:
-    schedule = Schedule(prefill_chunk_tokens=10)
+    schedule = schedule_of(10)
     schedule.add(line(1, 1))
     schedule.add(line(2, 25))
     sizes = []
     for _ in range(3):
         feeds = step(schedule)
         sizes.append({feed.id: (len(feed.tokens), feed.complete) for feed in feeds})
-        schedule.line(1).pending.append(7)
+        schedule.line(1).tokens.append(7)
     assert sizes == [
         {1: (1, True), 2: (10, False)},
         {1: (1, True), 2: (10, False)},
@@ -35,24 +39,33 @@ def test_a_long_prompt_goes_in_chunks_beside_the_running_answers() -> None:
     ]
 
 
-def test_prompts_are_served_in_order_of_arrival() -> None:
-    schedule = Schedule(prefill_chunk_tokens=10)
-    schedule.add(line(1, 15))
-    schedule.add(line(2, 15))
-    assert [(f.id, len(f.tokens)) for f in step(schedule)] == [(1, 10)]
+def test_prompts_share_a_step_so_that_a_short_one_need_not_wait_for_a_long_one() -> None:
+    schedule = schedule_of(10)
+    schedule.add(line(1, 500))
+    schedule.add(line(2, 7))
     assert [(f.id, len(f.tokens)) for f in step(schedule)] == [(1, 5), (2, 5)]
+    assert [(f.id, len(f.tokens), f.complete) for f in step(schedule)] == [(1, 8, False), (2, 2, True)]
+
+
+@given(st.lists(st.integers(0, 50), max_size=12), st.integers(0, 200))
+def test_shares_are_fair_and_use_all_the_room(wanted: list[int], room: int) -> None:
+    given_ = shares(wanted, room)
+    assert sum(given_) == min(room, sum(wanted))
+    assert all(0 <= part <= want for part, want in zip(given_, wanted, strict=True))
+    short = [part for part, want in zip(given_, wanted, strict=True) if part < want]
+    assert not short or max(given_) - min(short) <= 1, "who got less than asked for got as much as anybody"
 
 
 def test_a_step_is_in_order_of_slots_whoever_came_first() -> None:
     """Out of order, llama.cpp computes each run of neighbouring slots by itself, at the cost of a step each."""
-    schedule = Schedule(prefill_chunk_tokens=10)
+    schedule = schedule_of(10)
     for id, slot in ((1, 3), (2, 0), (3, 2), (4, 1)):
-        schedule.add(Line(id, slot, exact=False, prompt_tokens=1, pending=[7] * (5 if id == 2 else 1)))
+        schedule.add(Line(id, slot, exact=False, prompt_tokens=1, tokens=[7] * (5 if id == 2 else 1)))
     assert [feed.slot for feed in schedule.next_step()] == [0, 1, 2, 3]
 
 
 def test_exact_steps_have_shapes_of_their_own_and_take_turns_with_the_others() -> None:
-    schedule = Schedule(prefill_chunk_tokens=256)
+    schedule = schedule_of(256)
     schedule.add(line(1, EXACT_CHUNK_TOKENS + 6, exact=True, prompt=EXACT_CHUNK_TOKENS + 3))
     schedule.add(line(2, 300))
     exact = []
@@ -65,7 +78,7 @@ def test_exact_steps_have_shapes_of_their_own_and_take_turns_with_the_others() -
 
 
 def test_exact_steps_always_ask_for_logits() -> None:
-    schedule = Schedule(prefill_chunk_tokens=256)
+    schedule = schedule_of(256)
     schedule.add(line(1, EXACT_CHUNK_TOKENS * 2, exact=True))
     first, second = step(schedule)[0], step(schedule)[0]
     assert (first.logits, first.complete) == (True, False)
@@ -73,7 +86,7 @@ def test_exact_steps_always_ask_for_logits() -> None:
 
 
 def test_a_held_sequence_is_skipped_until_released() -> None:
-    schedule = Schedule(prefill_chunk_tokens=16)
+    schedule = schedule_of(16)
     schedule.add(line(1, 1))
     schedule.line(1).held = True
     assert step(schedule) == []
@@ -82,7 +95,7 @@ def test_a_held_sequence_is_skipped_until_released() -> None:
 
 
 def test_a_removed_sequence_is_not_fed_again() -> None:
-    schedule = Schedule(prefill_chunk_tokens=16)
+    schedule = schedule_of(16)
     schedule.add(line(1, 200, exact=True))
     schedule.add(line(2, 200))
     step(schedule)
@@ -99,7 +112,7 @@ lines = st.lists(st.tuples(st.integers(1, 200), st.integers(0, 200), st.booleans
 def test_every_token_is_fed_once_in_order_and_within_the_budget(
     shapes: list[tuple[int, int, bool]], chunk_tokens: int
 ) -> None:
-    schedule = Schedule(chunk_tokens)
+    schedule = schedule_of(chunk_tokens)
     for id, (prompt, delivered, exact) in enumerate(shapes):
         pending = list(range(prompt + delivered))
         schedule.add(Line(id, id, exact, prompt, pending))
