@@ -27,6 +27,7 @@ from meshd.node.answer import AnswerBuffer
 from meshd.node.timer import Alarms
 from meshd.node.views import AttemptView, ItemsDelta, JobDone, JobView, Loading, Opened, Rerouted, TextDelta
 from meshd.policy.placement import Placement, PlacementView, place
+from meshd.policy.prefixes import Prefixes
 from meshd.policy.text import TextAssembler
 
 _ERRORS: dict[str, type[MeshError]] = {
@@ -67,6 +68,7 @@ class JobShell:
         wall: Callable[[], float],
         patience_s: float,
         seed: int,
+        prefixes: Prefixes,
     ) -> None:
         self.job = job
         self.answer = AnswerBuffer(job.id)
@@ -75,6 +77,7 @@ class JobShell:
         self._view = view
         self._attempts = attempts
         self._name_of = name_of
+        self._prefixes = prefixes
         self._wall = wall
         self._alarms = alarms
         self._pending: deque[on.SubmissionEvent] = deque()
@@ -163,7 +166,9 @@ class JobShell:
                 self._end("cancelled")
 
     def _place(self, ask: on.AskPlacement) -> on.SubmissionEvent:
-        placement = place(self._view, self.job, ask.excluded, ask.digest, trio.current_time())
+        now_s, generation = trio.current_time(), self.job.generation
+        warm = self._prefixes.warm(self.job.model, generation.prompt, now_s) if generation is not None else {}
+        placement = place(self._view, self.job, ask.excluded, ask.digest, now_s, warm)
         if placement.worker is not None:
             return on.Placed(placement.worker)
         return on.NoCandidate(tuple(r.value for r in placement.reasons), self._model_known(placement))
@@ -179,6 +184,8 @@ class JobShell:
         self._attempts.begin(offer, self)
 
     def _began(self, began: on.Began) -> None:
+        if self.job.generation is not None:
+            self._prefixes.note(self.job.model, self.job.generation.prompt, began.worker, trio.current_time())
         if self._opened or self._machine.delivered:
             return
         self._opened = True

@@ -25,6 +25,7 @@ from meshd.node.streams import TaskStreams
 from meshd.node.timer import Alarms
 from meshd.node.views import JobView
 from meshd.policy.placement import PlacementView
+from meshd.policy.prefixes import Prefixes
 from meshd.wire import frames
 from meshd.wire.keys import NodeKey
 from meshd.wire.protocols import TaskFrame
@@ -91,6 +92,7 @@ class Submitter:
         self._ended: deque[JobView] = deque(maxlen=history)
         self._talks: dict[AttemptId, Conversation] = {}
         self._alarms = Alarms()
+        self._prefixes = Prefixes()
         self._nursery: trio.Nursery | None = None
 
     @asynccontextmanager
@@ -125,6 +127,7 @@ class Submitter:
             wall=self._wall,
             patience_s=self._patience_s,
             seed=int.from_bytes(self._random(4), "big"),
+            prefixes=self._prefixes,
         )
         self._running[job.id] = shell
         try:

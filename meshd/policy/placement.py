@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import itemgetter
+from types import MappingProxyType
 
 from meshd.core.ids import ModelDigest, NodeId
 from meshd.core.job import Job, TaskKind
@@ -133,10 +134,12 @@ def place(
     excluded: Collection[NodeId],
     digest: ModelDigest | None,
     now_s: float,
+    warm: Mapping[NodeId, float] = MappingProxyType({}),
 ) -> Placement:
     """The worker that ``job`` should be offered to now, or why there is none.
 
     ``excluded`` nodes are never proposed. Banned ones are proposed only when every feasible candidate is banned.
+    ``warm``: tokens of the prompt that a node need not compute again (see `policy.prefixes`).
     ``digest`` pins the model file once tokens of it were delivered. Equal inputs give equal decisions.
     """
     entries = view.open_to(job, digest)
@@ -147,19 +150,22 @@ def place(
     ignored = bool(entries) and not allowed
     if not entries:
         return Placement(None, len(view), reasons=_reasons(view, job, excluded, digest))
-    worker, expected_s = _best(job, entries if ignored else allowed)
+    worker, expected_s = _best(job, entries if ignored else allowed, warm)
     return Placement(worker, len(view), expected_s, ignored)
 
 
-def _best(job: Job, entries: list[_Entry]) -> tuple[NodeId, float]:
+def _best(job: Job, entries: list[_Entry], warm: Mapping[NodeId, float]) -> tuple[NodeId, float]:
     """The entry expected to finish first; among near-equals the local node (it comes first), else one that the job's
     id picks."""
     work = work_of(job)
     prompt, output = work.prompt_tokens, work.output_tokens
     times_s = [fixed + prefill * prompt + generation * output for _, prefill, generation, fixed, _ in entries]
+    for at, entry in enumerate(entries) if warm else ():
+        times_s[at] -= entry[1] * min(warm.get(entry[0], 0.0), prompt)
     limit_s = min(times_s) * NEAR
     near = [entry for entry, time_s in zip(entries, times_s, strict=True) if time_s <= limit_s]
-    chosen = near[0] if near[0][-1] else near[zlib.crc32(job.id.encode()) % len(near)]
+    held = [entry for entry in near if entry[0] in warm]
+    chosen = near[0] if near[0][-1] else (held or near)[zlib.crc32(job.id.encode()) % len(held or near)]
     return chosen[0], expected_s(Cost(*chosen[1:4]), work)
 
 
