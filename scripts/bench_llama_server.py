@@ -52,18 +52,20 @@ def restore_links(venv: Path) -> None:
 
 
 @contextmanager
-def running(program: Path, model: Path, threads: int, slots: int, log: Path) -> Iterator[str]:
-    """A llama-server with the daemon's shape (threads, slots, context of 4,096 tokens each); gives its URL."""
+def running(program: Path, model: Path, threads: int, slots: int, log: Path, *more: str) -> Iterator[tuple[str, int]]:
+    """A llama-server with the daemon's shape (threads, slots, context of 4,096 tokens each) and ``more`` options;
+    gives its URL and process id."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     words = ["-m", str(model), "--host", "127.0.0.1", "--port", str(port)]
     shape = ["-t", str(threads), "-tb", str(threads), "-np", str(slots), "-c", str(slots * 4096), "--no-webui"]
     with log.open("wb") as out:
-        process = subprocess.Popen([str(program), *words, *shape], stdout=out, stderr=out, start_new_session=True)
+        command = [str(program), *words, *shape, *more]
+        process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
         try:
             _wait(process, f"http://127.0.0.1:{port}", log)
-            yield f"http://127.0.0.1:{port}"
+            yield f"http://127.0.0.1:{port}", process.pid
         finally:
             process.terminate()
             process.wait(30)

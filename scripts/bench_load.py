@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 
@@ -52,11 +53,14 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Sample:
-    """One answer: time to first text and to the end (s), tokens by the server's own usage."""
+    """One answer: time to first text and to the end (s), tokens by the server's own usage, tokens of the prompt that
+    it had cached, and when the pieces came (s, of one clock)."""
 
     first_s: float
     whole_s: float
     tokens: int
+    cached_tokens: int
+    times_s: list[float]
 
 
 def complete(client: httpx.Client, endpoint: Endpoint, model: str, prompt: str, max_tokens: int) -> Sample:
@@ -73,6 +77,7 @@ def complete(client: httpx.Client, endpoint: Endpoint, model: str, prompt: str, 
     }
     received = bytearray()
     first_s = 0.0
+    times_s: list[float] = []
     started = time.perf_counter()
     with client.stream("POST", "/v1/completions", json=body) as answer:
         if answer.is_error:
@@ -81,17 +86,21 @@ def complete(client: httpx.Client, endpoint: Endpoint, model: str, prompt: str, 
             received += block
             if not first_s and FIRST_TEXT.search(received):
                 first_s = time.perf_counter() - started
-    return Sample(first_s, time.perf_counter() - started, _tokens(bytes(received)))
+            if first_s:
+                times_s.append(time.perf_counter())
+    usage = _usage(bytes(received))
+    cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
+    return Sample(first_s, time.perf_counter() - started, usage["completion_tokens"], cached_tokens, times_s)
 
 
-def _tokens(received: bytes) -> int:
+def _usage(received: bytes) -> dict[str, Any]:
     for line in reversed(received.split(b"\n")):
         if line.startswith(b"data: {"):
             event = json.loads(line[6:])
             if "error" in event:
                 raise RuntimeError(f"the stream ended in an error: {event['error']}")
             if event.get("usage"):
-                return int(event["usage"]["completion_tokens"])
+                return dict(event["usage"])
     raise RuntimeError(f"no usage at the end of the stream: {received[-300:]!r}")
 
 

@@ -1,7 +1,8 @@
 """Measures a mesh of real daemons on this machine and prints a table with what is aimed at; JSON goes to .bench/.
 
 Parts: throughput (1, 4 and 16 streams, local, one hop, and llama-server where there is one, taking turns), ttft, noop,
-gaps (SIGKILL in mid-stream, again and again), idle, help. Without a part, all of them.
+engine (throughput, latency and memory against llama-server), gaps (SIGKILL in mid-stream, again and again), idle,
+help. Without a part, all of them.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
+import bench_engine
 import bench_gaps
 import bench_llama_server
 import psutil
@@ -27,7 +30,7 @@ from bench_load import Endpoint, median, percentile, throughput, times_to_first
 from rich.console import Console
 from rich.table import Table
 
-from meshd.testing.cluster import Cluster, ClusterFailed, Node
+from meshd.testing.cluster import Cluster, ClusterFailed, Node, Settings
 from meshd.testing.model import MODEL_NAME, real_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,6 +76,11 @@ class Bench:
             console.print(f"  [yellow]{words}[/yellow]")
 
 
+def shaped(slots: int = SLOTS) -> Settings:
+    """Daemons whose engines run so many answers at once."""
+    return {"engine": {"slots": slots}}
+
+
 def pair(cluster: Cluster, bench: Bench) -> tuple[Node, Node]:
     """(worker with the model, submitter without one), connected and ready."""
     worker = cluster.found("worker")
@@ -95,13 +103,13 @@ def endpoints(bench: Bench, worker: Node, submitter: Node, stack: ExitStack) -> 
         return found
     threads = os.cpu_count() or 1
     served = bench_llama_server.running(bench.llama_server, bench.model, threads, SLOTS, OUT / "llama-server.log")
-    url = stack.enter_context(served)
+    url, _ = stack.enter_context(served)
     return [*found, Endpoint("llama-server", url, extra={"cache_prompt": False})]
 
 
 def measure_throughput(bench: Bench) -> None:
     """Tokens per second at 1, 4 and 16 streams, the servers taking turns; medians over the rounds."""
-    with Cluster(bench.homes / "throughput") as cluster, ExitStack() as stack:
+    with Cluster(bench.homes / "throughput", shaped()) as cluster, ExitStack() as stack:
         servers = endpoints(bench, *pair(cluster, bench), stack)
         for streams in STREAMS:
             found: dict[str, list[float]] = {server.name: [] for server in servers}
@@ -119,9 +127,32 @@ def measure_throughput(bench: Bench) -> None:
                 bench.add(f"throughput, {streams} streams, {name}", rate, "tokens/s", aim, holds)
 
 
+def measure_engine(bench: Bench) -> None:
+    """The engine against llama-server, the two taking turns."""
+    slots = bench_engine.SLOTS
+    with Cluster(bench.homes / "engine", shaped(slots)) as cluster, ExitStack() as stack:
+        node = cluster.found("alone")
+        cluster.add_model(node, bench.model)
+        cluster.share(node, memory="16GiB")
+        cluster.wait_for_workers(node, 1)
+        local = Endpoint("meshd", node.api_url, node.token)
+        pids = (node.pid, *(engine["pid"] for engine in node.status()["engines"]))
+        rivals = [bench_engine.Rival(local, local, pids)]
+        if bench.llama_server is None:
+            bench.note("llama-server: skipped, none found (--with-llama-server builds one, about 15 minutes)")
+        else:
+            start = partial(bench_llama_server.running, bench.llama_server, bench.model, os.cpu_count() or 1)
+            url, pid = stack.enter_context(start(slots, OUT / "llama-server.log"))
+            options = ("--embeddings", "--pooling", "mean")
+            embeds, _ = stack.enter_context(start(4, OUT / "llama-server-embeddings.log", *options))
+            theirs = Endpoint("llama-server", url), Endpoint("llama-server", embeds)
+            rivals.append(bench_engine.Rival(*theirs, (pid,)))
+        bench_engine.measure(rivals, bench.options.rounds, bench.options.tokens, bench.add)
+
+
 def measure_ttft(bench: Bench) -> None:
     """Time to first token, one stream, taking turns."""
-    with Cluster(bench.homes / "ttft") as cluster, ExitStack() as stack:
+    with Cluster(bench.homes / "ttft", shaped()) as cluster, ExitStack() as stack:
         found = times_to_first(endpoints(bench, *pair(cluster, bench), stack), MODEL_NAME, bench.options.ttft)
     local = median(found["local"])
     for name, values in found.items():
@@ -194,6 +225,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "idle": measure_idle,
     "noop": measure_noop,
     "ttft": measure_ttft,
+    "engine": measure_engine,
     "throughput": measure_throughput,
     "gaps": measure_gaps,
 }

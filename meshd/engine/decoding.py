@@ -95,6 +95,10 @@ class Decoding:
         self._slots = Slots(slots, model.reaches_back, model.untouched)
         self._runs: dict[int, _Run] = {}
 
+    def company_matters(self, yes: bool) -> None:
+        """Whether other sequences in a step change a sequence's numbers (see schedule.py)."""
+        self._schedule.company_matters = yes
+
     @property
     def busy(self) -> bool:
         """Whether any generation is admitted and unfinished."""

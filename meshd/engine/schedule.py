@@ -4,9 +4,12 @@ Sequences that share batches ("shared") all give one token a step; on top, the w
 for them equally, so that a long prompt neither stalls the running answers for longer than that, nor keeps a short one
 behind it waiting.
 
-An exact sequence gets steps of its own, with shapes that depend on nothing but its own prompt: chunks of
-``EXACT_CHUNK_TOKENS``, then one token a step, replayed tokens included. Floating-point sums depend on the shapes of a
-batch, so this is what makes two workers agree to the last bit. Exact sequences and the shared batch take turns.
+An exact sequence is decoded in shapes that depend on nothing but its own prompt: chunks of ``EXACT_CHUNK_TOKENS``, each
+a step of its own, then one token a step, replayed tokens included. Floating-point sums depend on how many tokens of a
+sequence are computed together, so this is what makes two workers agree to the last bit. Whether they also depend on
+the company of other sequences in a step, the engine finds out when it loads the model (``company_matters``): where they
+do, every step of an exact sequence is its own; where not, single tokens are decoded with everybody else's. Steps of
+their own and shared ones take turns. docs/decisions/0010 has the measurements.
 """
 
 from __future__ import annotations
@@ -66,6 +69,7 @@ class Schedule:
 
     def __init__(self, room_tokens: Callable[[int], int]) -> None:
         self._room_tokens = room_tokens
+        self.company_matters = True
         self._lines: dict[int, Line] = {}
         self._turns: deque[int] = deque([_SHARED])
 
@@ -100,16 +104,20 @@ class Schedule:
         return []
 
     def _exact(self, line: Line) -> list[Feed]:
-        if line.held or not line.pending:
+        if line.held or not line.pending or self._joins(line):
             return []
         prompt_left = line.prompt_tokens - line.decoded
         # Logits are asked for on every step, needed or not: the shapes must be those of the undisturbed run.
         return [_feed(line, min(EXACT_CHUNK_TOKENS, prompt_left) if prompt_left > 0 else 1, logits=True)]
 
+    def _joins(self, line: Line) -> bool:
+        """Whether the sequence's next step may be everybody's: an exact one's single tokens, where that is known."""
+        return not line.exact or (not self.company_matters and line.decoded >= line.prompt_tokens)
+
     def _shared(self) -> list[Feed]:
-        able = [line for line in self._lines.values() if not line.exact and not line.held and line.pending]
-        feeds = [_feed(line, 1) for line in able if line.pending == 1]
-        prompts = [line for line in able if line.pending > 1]
+        able = [line for line in self._lines.values() if line.pending and not line.held and self._joins(line)]
+        feeds = [_feed(line, 1, logits=line.exact) for line in able if line.pending == 1 or line.exact]
+        prompts = [line for line in able if line.pending > 1 and not line.exact]
         if prompts:
             parts = shares([line.pending for line in prompts], self._room_tokens(len(feeds)))
             feeds += [_feed(line, part) for line, part in zip(prompts, parts, strict=True) if part]

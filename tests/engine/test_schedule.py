@@ -77,6 +77,23 @@ def test_exact_steps_have_shapes_of_their_own_and_take_turns_with_the_others() -
     assert exact == [EXACT_CHUNK_TOKENS, 3, 1, 1, 1]
 
 
+def test_exact_tokens_join_the_others_where_company_does_not_matter_and_exact_prompts_never() -> None:
+    schedule = schedule_of(256)
+    schedule.company_matters = False
+    schedule.add(line(1, EXACT_CHUNK_TOKENS + 6, exact=True, prompt=EXACT_CHUNK_TOKENS + 3))
+    schedule.add(line(2, 1))
+    schedule.add(line(3, 300))
+    seen = []
+    for _ in range(9):
+        seen.append([(f.id, len(f.tokens), f.logits) for f in step(schedule)])
+        if schedule.line(2).pending == 0:
+            schedule.line(2).tokens.append(7)
+    alone = [feeds for feeds in seen if len(feeds) == 1 and feeds[0][0] == 1]
+    assert [size for ((_, size, _),) in alone] == [EXACT_CHUNK_TOKENS, 3], "a chunk is a step of its own"
+    replayed = [feeds for feeds in seen if (1, 1, True) in feeds]
+    assert len(replayed) == 3 and all(len(feeds) > 1 for feeds in replayed), "a replay goes token by token, in company"
+
+
 def test_exact_steps_always_ask_for_logits() -> None:
     schedule = schedule_of(256)
     schedule.add(line(1, EXACT_CHUNK_TOKENS * 2, exact=True))
