@@ -97,9 +97,9 @@ class FakeEngine:
     """An engine whose answer has ``answer_tokens`` tokens, one every ``1 / tokens_per_s`` seconds, after
     ``prefill_s``. A model counts as loaded after `load`, or at once when it is in ``models``.
 
-    `crash` fails what runs and all that comes, until `recover`; `hang` stops producing, until `recover`; `die` fails what
-    runs, and nothing is loaded any more. Loading takes ``load_s``, in five steps; no more than ``room`` models are loaded
-    at a time; ``invalid`` ones never are.
+    `crash` fails what runs and all that comes, until `recover`; `hang` stops producing, until `recover`; `die` fails
+    what runs, and nothing is loaded any more. Loading takes ``load_s``, in five steps; no more than ``room`` models are
+    loaded at a time; ``invalid`` ones never are.
     """
 
     slots: int = 4
