@@ -30,11 +30,11 @@ def step_back(priority: str, nice: int) -> None:
     expect_to_be_killed()
     if priority == NORMAL:
         return
-    with suppress(OSError, psutil.Error):
-        os.nice(_LOWEST_NICE if priority == IDLE and not hasattr(os, "SCHED_IDLE") else nice)
-    if priority == IDLE and hasattr(os, "SCHED_IDLE"):
-        with suppress(OSError):
+    with suppress(OSError):
+        if priority == IDLE and hasattr(os, "SCHED_IDLE"):
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        else:
+            os.nice(_LOWEST_NICE if priority == IDLE else nice)
     _read_last(priority)
 
 
