@@ -212,6 +212,7 @@ class EngineProcess:
 
     def limit(self, limits: EngineLimits) -> None:
         """New threads and duty from the next decode step on."""
+        self._watchdog.stretch(_threads(self._limits) / _threads(limits))
         self._limits = limits
         self.post(["limits", _threads(limits), _duty(limits)])
 

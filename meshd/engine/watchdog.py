@@ -59,6 +59,10 @@ class Watchdog:
         """The longest step that is to be expected, before any was seen."""
         self._longest_s = max(self._longest_s, step_s)
 
+    def stretch(self, times: float) -> None:
+        """Steps take so many times as long from now on: the owner took processors away."""
+        self._longest_s *= max(1.0, times)
+
     def begin(self, now_s: float) -> None:
         """From here on the engine has work: the silence before was nothing."""
         self._heard_at_s = self._looked_at_s = now_s

@@ -17,8 +17,9 @@ from meshd.policy.backoff import backoff_s
 BASE_S: Final = 1.0
 """After the first failure, at most. Most have a cause that is over at once: a kill, a page that was not there."""
 
-MAX_S: Final = 60.0
-"""A minute of an idle model is cheap for a mesh; loading a large one in vain costs the owner's disk and memory."""
+MAX_S: Final = 300.0
+"""A mesh gets on without a model for five minutes; loading a large one in vain, more often than that, costs the owner's
+disk and memory. Whatever the owner changes ends the rest at once."""
 
 STEADY_S: Final = 20.0
 """A model that was loaded for so long fails for another reason than it did before."""

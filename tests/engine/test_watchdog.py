@@ -84,6 +84,16 @@ def test_the_first_step_is_judged_by_what_was_measured_when_it_was_loaded() -> N
     assert silent_s > FACTOR * 1.5
 
 
+def test_fewer_processors_mean_longer_steps_and_more_do_not_mean_less_patience() -> None:
+    clock = Clock(spinning)
+    clock.steps(1.0)
+    bound_s = clock.dog.bound_s
+    clock.dog.stretch(1 / 4)
+    assert clock.dog.bound_s == bound_s
+    clock.dog.stretch(2)
+    assert clock.dog.bound_s == 2 * bound_s
+
+
 @pytest.mark.parametrize("process", [starved, paging])
 def test_who_only_gets_no_processor_or_waits_for_the_disk_has_all_the_time_there_is(
     process: Callable[[float], Signs],
