@@ -156,9 +156,14 @@ class Models:
         self._set_aside.pop(digest, None)
         self._no_room.pop(digest, None)
 
+    def _loaded_files(self) -> list[EngineModel]:
+        """What is loaded of the registered files. An engine may have more, which costs this machine no memory."""
+        registered = {f.digest for f in self.files}
+        return [m for m in self._engine.loaded() if m.digest in registered]
+
     def _longest_unused(self, but: ModelDigest) -> EngineModel | None:
         """The loaded model that is not in use and was not for the longest time."""
-        spare = [m for m in self._engine.loaded() if m.digest != but and not self._users[m.digest]]
+        spare = [m for m in self._loaded_files() if m.digest != but and not self._users[m.digest]]
         return min(spare, key=lambda m: self._used_at_s.get(m.digest, -math.inf), default=None)
 
     def failed(self, digest: ModelDigest, error: MeshError, version: str = "") -> None:
@@ -223,14 +228,13 @@ class Models:
         if self._idle_unload_s <= 0:
             return math.inf
         now_s = trio.current_time()
-        return min([self._used_at_s.setdefault(m.digest, now_s) for m in self._engine.loaded()], default=now_s) + (
-            self._idle_unload_s
-        )
+        since_s = [self._used_at_s.setdefault(m.digest, now_s) for m in self._loaded_files()]
+        return min(since_s, default=now_s) + self._idle_unload_s
 
     async def unload_idle(self) -> bool:
         """Unload what was not used for too long; whether there was any."""
         found = False
-        for model in self._engine.loaded():
+        for model in self._loaded_files():
             if self._users[model.digest]:
                 self._used_at_s[model.digest] = trio.current_time()
             elif self._idle_unload_s > 0 and self._unused_s(model.digest) >= self._idle_unload_s:

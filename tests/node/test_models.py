@@ -15,7 +15,7 @@ from meshd.node.models import Models
 from meshd.node.rests import BASE_S, MAX_S
 from meshd.node.service import LOOK_AGAIN_S
 from meshd.node.views import Loading
-from meshd.testing.fakes import FAKE_DIGEST, FakeEngine
+from meshd.testing.fakes import FAKE_DIGEST, FakeEngine, fake_model
 from tests.helpers import until
 from tests.node.mesh import MODEL, MeshNode, Outcome, Setup, client, mesh_of, run_job, text_of
 from tests.node.stores import MemoryModels
@@ -135,6 +135,17 @@ async def test_a_model_is_unused_only_when_nobody_uses_it() -> None:
         await trio.sleep(1)
         assert await models.unload_idle() and engine.loaded() == ()
         assert models.to_preload() == (), "it comes back when it is needed"
+
+
+async def test_what_is_no_registered_file_is_never_unloaded() -> None:
+    engine = FakeEngine(models=[fake_model("elsewhere", C.digest)], room=2)
+    async with models_of(engine, A, B, idle_s=IDLE_S) as models:
+        await models.ready(A.digest)
+        await models.ready(B.digest)
+        assert {m.digest for m in engine.loaded()} == {B.digest, C.digest}
+        await trio.sleep(IDLE_S)
+        assert await models.unload_idle() and [m.digest for m in engine.loaded()] == [C.digest]
+        assert models.status() and all(s.digest != C.digest for s in models.status())
 
 
 # -- a whole mesh
