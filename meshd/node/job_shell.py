@@ -155,8 +155,8 @@ class JobShell:
         return self._machine.queued
 
     def would_take(self, candidate: Candidate) -> bool:
-        """Whether the job waits, and would go to ``candidate`` if it had a slot."""
-        if not self._machine.would_take(candidate.node, trio.current_time()):
+        """Whether the job waits, and would go to ``candidate`` if it had a slot. A no-op needs none."""
+        if self.job.kind is TaskKind.NOOP or not self._machine.would_take(candidate.node, trio.current_time()):
             return False
         pinned = self._machine.digest if self._machine.delivered else None
         return feasible(self.job, candidate, pinned) is None

@@ -246,10 +246,8 @@ class Submitter:
             log.warning("%s: cannot be sent: %s", attempt, e.message)
         finally:
             del self._talks[attempt]
-            if (
-                talk.push is None and talk.takes_slot and self._nursery is not None
-            ):  # the slot is free, and no ad will tell
-                self.candidates_changed()
+            if talk.push is None and talk.takes_slot and self._nursery is not None:
+                self.candidates_changed()  # the slot it was to have is free, and no ad will tell
             with trio.CancelScope(shield=True, deadline=trio.current_time() + GOODBYE_S):
                 await self._part(talk, in_order=in_order)
 
