@@ -79,6 +79,8 @@ class JobsConfig:
     """Bounds on this node's own jobs."""
 
     patience_s: float = field(default=5.0, metadata=_range(0, 600))
+    queue_s: float = field(default=30.0, metadata=_range(0, 3600))
+    max_waiting: int = field(default=64, metadata=_range(0, 4096))
     max_running: int = field(default=256, metadata=_range(1, 4096))
     history: int = field(default=200, metadata=_range(1, 10_000))
 
@@ -93,7 +95,9 @@ class EngineConfig:
     gpu_layers: int = field(default=-1, metadata=_range(-1, 1000))
     load_timeout_s: float = field(default=120.0, metadata=_range(1, 3600))
     hang_after_s: float = field(default=30.0, metadata=_range(1, 3600))
+    priority: str = field(default="low", metadata=_one_of("normal", "low", "idle"))
     nice: int = field(default=5, metadata=_range(0, 19))
+    idle_unload_s: float = field(default=900.0, metadata=_range(0, 604_800))
     preload: bool = True
 
 

@@ -84,7 +84,7 @@ class Node:
         self.probe = MachineProbe()
         self.cpu_threads = self.probe.machine().cpu_threads
         self.view = PlacementView()
-        self.models = Models(stores.models, pool, lambda: limits_of(guest.share, self.cpu_threads))
+        self.models = self._models()
         self.receipts = ReceiptKeeper(stores.ledger)
         self.worker = self._worker()
         self.advertiser = self._advertiser()
@@ -97,6 +97,17 @@ class Node:
         self.submitter = self._submitter()
         self.enrolment = self._enrolment()
         self.service = MeshService(self._parts())
+
+    def _models(self) -> Models:
+        models = Models(
+            self.stores.models,
+            self.pool,
+            lambda: limits_of(self.guest.share, self.cpu_threads),
+            idle_unload_s=self.ground.config.engine.idle_unload_s,
+            seed=int.from_bytes(os.urandom(4), "big"),
+        )
+        self.pool.listen(models.engine_died)
+        return models
 
     def _worker(self) -> Worker:
         return Worker(
@@ -115,7 +126,16 @@ class Node:
     def _advertiser(self) -> Advertiser:
         engine, certificate = self.ground.config.engine, self.ground.certificate
         me = Self(certificate.node, certificate.name, self.ground.boot, SOFTWARE, engine.context_tokens, engine.slots)
-        return Advertiser(me, self.guest, self.pool, self.probe, lambda: self.worker.running, time.time, self.addresses)
+        return Advertiser(
+            me,
+            self.guest,
+            self.pool,
+            self.probe,
+            lambda: self.worker.running,
+            time.time,
+            self.addresses,
+            self.models.trouble,
+        )
 
     def _neighbours(self) -> Neighbours:
         return Neighbours(
@@ -155,6 +175,8 @@ class Node:
             self._name_of,
             time.time,
             patience_s=jobs.patience_s,
+            queue_s=jobs.queue_s,
+            max_waiting=jobs.max_waiting,
             max_running=jobs.max_running,
             history=jobs.history,
             dial_timeout_s=self.ground.config.network.dial_timeout_s,
@@ -175,7 +197,7 @@ class Node:
             self.guest.share,
             self.advertiser.offers(),
             self.guest.draining,
-            self.worker.engine_available,
+            self.models.resting(),
         )
 
     def _changed(self) -> None:
@@ -292,6 +314,7 @@ def _pool_config(config: Config) -> PoolConfig:
         gpu_layers=engine.gpu_layers,
         load_timeout_s=engine.load_timeout_s,
         hang_after_s=engine.hang_after_s,
+        priority=engine.priority,
         nice=engine.nice,
     )
 

@@ -102,6 +102,18 @@ class DiskModels:
         """Unregister; the file stays. Raises NotFound."""
         return await self._disk.run(models.remove_model, name)
 
+    async def version(self, file: ModelFile) -> str:
+        """Size and time of the last writing; empty when it is gone."""
+        return await trio.to_thread.run_sync(_version, file.path)
+
+
+def _version(path: str) -> str:
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return ""
+    return f"{found.st_size}/{found.st_mtime_ns}/{found.st_ino}"
+
 
 def _inspect(path: str, name: str | None) -> ModelFile:
     file = Path(path)

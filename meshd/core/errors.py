@@ -214,9 +214,14 @@ class ModelInvalid(MeshError):
 
 
 class BeyondLimits(MeshError):
-    """The owner's limits on this machine do not allow it (memory, threads)."""
+    """The owner's limits on this machine do not allow it (memory, threads). ``crowded``: they would, if what else runs
+    here were ended."""
 
     code = "beyond_limits"
+
+    def __init__(self, message: str, *, hint: str = "", crowded: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.crowded = crowded
 
 
 class EngineFailed(MeshError):

@@ -1,9 +1,10 @@
 """One model, one process: ``python -m meshd.engine.child``, started by the pool, dead as soon as the pool is.
 
 Messages on stdin: ``load`` (a map), ``start`` (id, request, delivered ids), ``cancel`` (id), ``ack`` (id, tokens),
-``limits`` (threads, duty). On stdout: ``loaded`` (a map), ``load_failed`` (code, text), ``started`` (id, prompt tokens,
-implied stops, cached tokens), ``tokens`` (id, first index, [[token, piece]]), ``finished`` (id, reason), ``refused``
-(id, code, text, param), ``beat`` (prefill tokens/s, generation tokens/s, [[answers at once, tokens/s]]).
+``limits`` (threads, duty). On stdout: ``loading`` (how much of the file is in), ``loaded`` (a map), ``load_failed``
+(code, text), ``started`` (id, prompt tokens, implied stops, cached tokens), ``tokens`` (id, first index, [[token,
+piece]]), ``finished`` (id, reason), ``refused`` (id, code, text, param), ``beat`` (prefill tokens/s, generation
+tokens/s, [[answers at once, tokens/s]]).
 
 llama.cpp may print: descriptor 1 is turned to stderr, frames go to a private copy. A reader thread ends the process
 when stdin does. (Linux's parent-death signal would fire when the *thread* that started us ends, and trio starts
@@ -29,11 +30,13 @@ from meshd.engine.codec import work_from
 from meshd.engine.decoding import ContextLost, Decoding, Prepared, refusal
 from meshd.engine.frames import FrameError, Message, Unpacker, pack
 from meshd.engine.llama import LlamaModel, LoadPlan
+from meshd.engine.modesty import step_back
 from meshd.engine.prompt import PLAIN_STOP, ChatTemplate, mark, plain_chat
 from meshd.engine.rates import SIZES, Rates
 from meshd.engine.schedule import EXACT_CHUNK_TOKENS, Feed
 
 _BEAT_INTERVAL_S: Final = 0.25
+_PROGRESS_INTERVAL_S: Final = 0.2
 _READ_BYTES: Final = 256 * 1024
 _INBOX_MESSAGES: Final = 65_536
 _MEASURE_PREFILL_TOKENS: Final = 64
@@ -100,6 +103,7 @@ class Child:
         self._threads = 1
         self._rest_until_s = 0.0
         self._beat_at_s = 0.0
+        self._progress_at_s = 0.0
         self._rates = Rates()
         self._idle = True
 
@@ -117,8 +121,7 @@ class Child:
             self._turn()
 
     def _load(self, options: dict[str, Any]) -> None:
-        if hasattr(os, "nice") and options["nice"]:
-            os.nice(options["nice"])
+        step_back(options["priority"], options["nice"])
         self._duty = options["duty"]
         slots, chunk_tokens = options["slots"], options["prefill_chunk_tokens"]
         plan = LoadPlan(
@@ -128,6 +131,7 @@ class Child:
             batch_tokens=max(2 * slots + chunk_tokens, EXACT_CHUNK_TOKENS, _MEASURE_PREFILL_TOKENS),
             threads=options["threads"],
             gpu_layers=options["gpu_layers"],
+            progress=self._loading,
         )
         self._model = LlamaModel(plan)
         prompts = Prompts(self._model)
@@ -136,6 +140,12 @@ class Child:
         self._measure(slots)
         self._rates.scale(self._duty)
         self._write([["loaded", self._facts(prompts)]])
+
+    def _loading(self, fraction: float) -> None:
+        """Tell how far loading is, now and then: llama.cpp calls this for every tensor."""
+        if (now_s := time.monotonic()) >= self._progress_at_s:
+            self._progress_at_s = now_s + _PROGRESS_INTERVAL_S
+            self._write([["loading", fraction]])
 
     def _facts(self, prompts: Prompts) -> dict[str, Any]:
         return {

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class PoolConfig:
     """``context_tokens`` is per slot. ``gpu_layers`` -1: all, where this build of llama.cpp can offload. An engine
-    that has work and shows no life for ``hang_after_s`` is killed; so is one that loads longer than
-    ``load_timeout_s``. ``nice``: how far the engine steps back behind the owner's own programs."""
+    that has work and shows no life for ``hang_after_s`` is killed; so is one that loads for
+    ``load_timeout_s`` without progress. Once steps were seen, a silence many times as long as they is too long, too
+    (`engine.watchdog`). ``priority``: normal, low (``nice`` steps behind the owner's own programs) or idle."""
 
     slots: int = 4
     context_tokens: int = 4096
@@ -17,4 +18,5 @@ class PoolConfig:
     gpu_layers: int = -1
     load_timeout_s: float = 120.0
     hang_after_s: float = 30.0
+    priority: str = "low"
     nice: int = 5

@@ -10,14 +10,15 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import llama_cpp as lib
 import numpy as np
 
-from meshd.core.errors import EngineFailed, ModelInvalid
+from meshd.core.errors import BeyondLimits, EngineFailed, MeshError, ModelInvalid
 from meshd.engine.sampling import Logits
 from meshd.engine.schedule import Feed
 
@@ -30,20 +31,37 @@ _NO_FLASH_ATTENTION: Final = 0
 """On the CPU, single tokens beyond 512 positions take a flash-attention path that splits the cache by thread: the
 logits then depend on the thread count, by whole units. Without it they are equal to the last bit."""
 
+_NO_MEMORY: Final = ("cannot allocate", "failed to allocate", "out of memory", "bad_alloc", "unable to allocate")
+"""How llama.cpp says that the machine has no room: its functions answer null, whatever the cause."""
+
 _MAX_PIECE_BYTES: Final = 4096
 ALL_LAYERS: Final = -1
+
+
+_complaints: deque[str] = deque(maxlen=32)
 
 
 @lib.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
 def _log(level: int, text: bytes, _data: object) -> None:
     if _WARN_LEVEL <= level < _CONTINUED_LEVEL:
-        sys.stderr.write(text.decode("utf-8", "replace"))
+        words = text.decode("utf-8", "replace")
+        _complaints.append(words)
+        sys.stderr.write(words)
         sys.stderr.flush()
+
+
+def _why(otherwise: MeshError) -> MeshError:
+    """``otherwise``, unless llama.cpp has just complained of memory."""
+    said = " ".join(_complaints).lower()
+    if any(words in said for words in _NO_MEMORY):
+        return BeyondLimits("this machine has too little free memory for the model")
+    return otherwise
 
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """What to load and how. ``gpu_layers`` -1: all, where this build can offload."""
+    """What to load and how. ``gpu_layers`` -1: all, where this build can offload. ``progress`` hears how much of the
+    file is in (0 to 1)."""
 
     path: str
     slots: int
@@ -51,6 +69,7 @@ class LoadPlan:
     batch_tokens: int
     threads: int
     gpu_layers: int
+    progress: Callable[[float], None] = lambda fraction: None
 
 
 class LlamaModel:
@@ -77,9 +96,17 @@ class LlamaModel:
             # 999 is llama.cpp's own way of saying "every layer".
             self.gpu_layers = 999 if plan.gpu_layers == ALL_LAYERS else plan.gpu_layers
         params.n_gpu_layers = self.gpu_layers
+
+        @lib.llama_progress_callback  # type: ignore[untyped-decorator, unused-ignore]
+        def progress(fraction: float, _data: object) -> bool:
+            plan.progress(float(fraction))
+            return True
+
+        params.progress_callback = progress
+        _complaints.clear()
         model: lib.llama_model_p | None = lib.llama_model_load_from_file(os.fsencode(plan.path), params)
         if not model:
-            raise ModelInvalid("llama.cpp cannot load this file")
+            raise _why(ModelInvalid("llama.cpp cannot load this file"))
         if lib.llama_model_has_encoder(model) or not lib.llama_model_has_decoder(model):
             raise ModelInvalid("this is not a text-generating model")
         self.gpu_layers = min(self.gpu_layers, int(lib.llama_model_n_layer(model)) + 1)
@@ -99,7 +126,7 @@ class LlamaModel:
         params.flash_attn_type = _NO_FLASH_ATTENTION
         context: lib.llama_context_p | None = lib.llama_init_from_model(self._model, params)
         if not context:
-            raise EngineFailed("llama.cpp cannot make a context for this model: not enough memory?")
+            raise _why(EngineFailed("llama.cpp cannot make a context for this model"))
         return context
 
     def set_threads(self, threads: int) -> None:

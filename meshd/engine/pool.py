@@ -1,11 +1,12 @@
 """The engines of this machine, one process per model. Implements the node's Engine port.
 
-A process that died is forgotten; the next ``load`` of its model starts a new one.
+A process that died is forgotten, but for what `listen` tells; the next ``load`` of its model starts a new one. How
+long to wait before that, and which model makes room for which, is the node's business.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
@@ -14,13 +15,13 @@ import psutil
 import trio
 
 from meshd.core.engine import EngineEvent, EngineLimits, EngineModel, EngineStatus, ModelFile
-from meshd.core.errors import BeyondLimits, EngineFailed
+from meshd.core.errors import BeyondLimits, EngineFailed, MeshError
 from meshd.core.generation import Token
 from meshd.core.ids import ModelDigest
 from meshd.core.job import Work
 from meshd.engine.config import PoolConfig
 from meshd.engine.gguf import GgufInfo, inspect
-from meshd.engine.process import EngineProcess
+from meshd.engine.process import EngineProcess, Progress
 
 _MEMORY_INTERVAL_S: Final = 0.5
 _OVERHEAD_BYTES: Final = 100 * 1024 * 1024
@@ -48,6 +49,13 @@ class EnginePool:
         self._processes: dict[ModelDigest, EngineProcess] = {}
         self._loading = trio.Lock()
         self._limits: EngineLimits | None = None
+        self._needs: dict[ModelDigest, int] = {}
+        self._failed: Callable[[ModelDigest, MeshError], None] = lambda digest, failure: None
+
+    def listen(self, failed: Callable[[ModelDigest, MeshError], None]) -> None:
+        """Call ``failed`` whenever an engine ends that nobody ended: it crashed, hung, was killed, took too much, or
+        could not load its model. Once a process, and also when nothing was running on it."""
+        self._failed = failed
 
     def loaded(self) -> tuple[EngineModel, ...]:
         """The models that can be used now, with their rates as measured last."""
@@ -74,48 +82,48 @@ class EnginePool:
                 p.info.slots if p.info else self._config.slots,
                 p.slots_free,
                 "ready" if p.info else "loading",
+                loaded_fraction=1.0 if p.info else p.fraction,
             )
             for p in self._processes.values()
         )
 
-    async def load(self, model: ModelFile, limits: EngineLimits) -> EngineModel:
-        """Load (or keep) the model. ``limits`` hold for every engine of the pool from now on.
+    async def load(self, model: ModelFile, limits: EngineLimits, progress: Progress | None = None) -> EngineModel:
+        """Load (or keep) the model, telling ``progress`` how far it is. ``limits`` hold for every engine of the pool
+        from now on.
 
         Raises ModelInvalid (the file is bad), BeyondLimits (it would not fit), EngineFailed (it died or hung while
-        loading). Cancelled, it leaves nothing behind.
+        loading). Cancelled, it leaves nothing behind, unless somebody else waits for the same model.
         """
         async with self._loading:
             await self.limit(limits)
             process = self._processes.get(model.digest)
-            if process is not None and process.alive and process.info is not None:
-                return process.info
-            if process is not None:
+            if process is not None and process.failure is not None:
                 await process.gone.wait()
-            info = await trio.to_thread.run_sync(partial(inspect, model.path))
-            self._check_memory(info, limits)
-            return await self._start(EngineProcess(model, limits, self._config))
+                process = None
+            if process is None:
+                process = await self._start(model, limits)
+        return await process.loaded(progress)
 
-    async def _start(self, process: EngineProcess) -> EngineModel:
-        digest = process.model.digest
-        self._processes[digest] = process
+    async def _start(self, model: ModelFile, limits: EngineLimits) -> EngineProcess:
+        info = await trio.to_thread.run_sync(partial(inspect, model.path))
+        self._needs[model.digest] = self._check_memory(info, limits)
+        process = self._processes[model.digest] = EngineProcess(model, limits, self._config)
         self._nursery.start_soon(self._live, process)
-        try:
-            await process.ready.wait()
-        except BaseException:
-            process.fail(EngineFailed("loading was cancelled"))
-            raise
-        if process.failure is not None or process.info is None:
-            raise process.failure or EngineFailed("the engine did not start")
-        return process.info
+        return process
 
     async def _live(self, process: EngineProcess) -> None:
         await process.run()
-        if self._processes.get(process.model.digest) is process:
-            del self._processes[process.model.digest]
+        digest = process.model.digest
+        if self._processes.get(digest) is process:
+            del self._processes[digest]
+        if process.failure is not None and not process.wanted_end:
+            self._failed(digest, process.failure)
 
-    def _check_memory(self, info: GgufInfo, limits: EngineLimits) -> None:
+    def _check_memory(self, info: GgufInfo, limits: EngineLimits) -> int:
+        """Bytes that the model will take; raises BeyondLimits. Of one that is loading counts what it will take, too:
+        two that start together must not both find the room that is left."""
         need_bytes = estimate_bytes(info, self._config)
-        used_bytes = sum(process.rss_bytes() for process in self._processes.values())
+        used_bytes = sum(self._taken_bytes(process) for process in self._processes.values())
         ceiling_bytes = psutil.virtual_memory().total
         if limits.memory_bytes is not None:
             ceiling_bytes = min(ceiling_bytes, limits.memory_bytes)
@@ -124,13 +132,19 @@ class EnginePool:
                 f"{info.name} needs about {_mib(need_bytes)} MiB, the limit is {_mib(ceiling_bytes)} MiB"
                 + (f" and {_mib(used_bytes)} MiB are in use" if used_bytes else ""),
                 hint="raise the memory limit, or take a smaller model, fewer slots or a shorter context",
+                crowded=need_bytes <= ceiling_bytes,
             )
+        return need_bytes
+
+    def _taken_bytes(self, process: EngineProcess) -> int:
+        rss_bytes = process.rss_bytes()
+        return rss_bytes if process.info is not None else max(rss_bytes, self._needs[process.model.digest])
 
     async def unload(self, digest: ModelDigest) -> None:
         """End the model's engine; its generations end with EngineFailed. Returns when the process is gone."""
         process = self._processes.get(digest)
         if process is not None:
-            process.fail(EngineFailed("the model was unloaded"))
+            process.end("the model was unloaded")
             await process.gone.wait()
 
     async def limit(self, limits: EngineLimits) -> None:

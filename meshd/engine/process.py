@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import signal
 import sys
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import psutil
@@ -28,13 +29,25 @@ from meshd.core.engine import (
     EngineTokens,
     ModelFile,
 )
-from meshd.core.errors import BadInput, ContextOverflow, EngineFailed, MeshError, ModelInvalid, Overloaded
+from meshd.core.errors import (
+    BadInput,
+    BeyondLimits,
+    ContextOverflow,
+    EngineFailed,
+    MeshError,
+    ModelInvalid,
+    Overloaded,
+)
 from meshd.core.generation import FinishReason, Opening, Token
 from meshd.core.job import Work
 from meshd.engine.codec import work_map
 from meshd.engine.config import PoolConfig
 from meshd.engine.decoding import WINDOW_TOKENS
 from meshd.engine.frames import FrameError, Message, Unpacker, pack
+from meshd.engine.watchdog import Signs, Watchdog
+
+Progress = Callable[[float], None]
+"""Hears how much of a model is loaded (0 to 1)."""
 
 _ACKNOWLEDGE_EVERY_TOKENS: Final = 128
 _OUTBOX_MESSAGES: Final = 4096
@@ -46,6 +59,7 @@ _SPIN_COUNT: Final = "10000"
 """How long OpenMP's threads spin at a barrier before they sleep. The default, 30 times as long, burns the owner's
 processor while other programs want it: beside them, it halved our own speed, too."""
 
+_LOAD_FAILURES: Final[dict[str, type[MeshError]]] = {e.code: e for e in (ModelInvalid, BeyondLimits)}
 _STDERR_LINES: Final = 12
 _STDERR_LINE_CHARS: Final = 300
 
@@ -109,13 +123,6 @@ class Events:
         self._receive.close()
 
 
-@dataclass(slots=True)
-class _Progress:
-    """When the engine last showed life (trio's clock)."""
-
-    at_s: float
-
-
 class EngineProcess:
     """One model in one process. Made and run by the pool."""
 
@@ -126,11 +133,16 @@ class EngineProcess:
         self.info: EngineModel | None = None
         self.failure: MeshError | None = None
         self.pid: int | None = None
+        self.wanted_end = False
+        self.fraction = 0.0
         self._config = config
         self._limits = limits
         self._running: dict[int, Events] = {}
         self._next_id = 1
-        self._progress = _Progress(trio.current_time())
+        self._unanswered: set[int] = set()
+        self._waiting: list[Progress] = []
+        self._fraction_at_s = trio.current_time()
+        self._watchdog = Watchdog(config.hang_after_s, trio.current_time())
         self._stderr: deque[str] = deque(maxlen=_STDERR_LINES)
         self._outbox, self._to_write = trio.open_memory_channel[bytes](_OUTBOX_MESSAGES)
         self._scope = trio.CancelScope()
@@ -164,19 +176,43 @@ class EngineProcess:
         events = Events(self, self._next_id)
         self._next_id += 1
         if not self._running:
-            self._progress.at_s = trio.current_time()
+            self._watchdog.begin(trio.current_time())
         self._running[events.id] = events
+        self._unanswered.add(events.id)
         self._queue(frame)
         return events
 
     def cancel(self, events: Events) -> None:
         """The consumer leaves: free the slot within one decode step. Never raises."""
         events.leave()
+        self._unanswered.discard(events.id)
         if self._running.pop(events.id, None) is not None:
             self.post(["cancel", events.id])
 
+    async def loaded(self, progress: Progress | None) -> EngineModel:
+        """Wait for the model, telling ``progress``; raises why it cannot be loaded. The last to leave off waiting
+        ends the process."""
+        listener = progress or (lambda fraction: None)
+        self._waiting.append(listener)
+        try:
+            listener(self.fraction)
+            await self.ready.wait()
+        finally:
+            self._waiting.remove(listener)
+            if not self._waiting and not self.ready.is_set():
+                self.end("loading was cancelled")
+        if self.failure is not None or self.info is None:
+            raise self.failure or EngineFailed("the engine did not start")
+        return self.info
+
+    def end(self, reason: str) -> None:
+        """End the process because nobody wants it any more."""
+        self.wanted_end = self.failure is None
+        self.fail(EngineFailed(reason))
+
     def limit(self, limits: EngineLimits) -> None:
         """New threads and duty from the next decode step on."""
+        self._watchdog.stretch(_threads(self._limits) / _threads(limits))
         self._limits = limits
         self.post(["limits", _threads(limits), _duty(limits)])
 
@@ -214,6 +250,7 @@ class EngineProcess:
         for events in self._running.values():
             events.end(self.failure)
         self._running.clear()
+        self._unanswered.clear()
         self.ready.set()
         self.gone.set()
 
@@ -262,6 +299,7 @@ class EngineProcess:
             "context_tokens": self._config.context_tokens,
             "prefill_chunk_tokens": self._config.prefill_chunk_tokens,
             "gpu_layers": self._config.gpu_layers,
+            "priority": self._config.priority,
             "nice": self._config.nice,
             "threads": _threads(self._limits),
             "duty": _duty(self._limits),
@@ -302,18 +340,35 @@ class EngineProcess:
         """Give up an engine that shows no life though it has work."""
         while True:
             await trio.sleep(_WATCH_INTERVAL_S)
-            busy = self.info is None or bool(self._running)
-            bound_s = self._config.load_timeout_s if self.info is None else self._config.hang_after_s
-            if busy and trio.current_time() - self._progress.at_s > bound_s:
-                what = "loading took" if self.info is None else "no progress for"
-                self.fail(EngineFailed(self._with_words(f"the engine hangs: {what} more than {bound_s:g} s")))
+            now_s, bound_s = trio.current_time(), self._config.load_timeout_s
+            if self.info is None:
+                late = now_s - self._fraction_at_s > bound_s
+                problem = f"loading made no progress for more than {bound_s:g} s" if late else ""
+            elif self._running:
+                problem = self._watchdog.look(now_s, self._signs, patient=bool(self._unanswered))
+            else:
+                self._watchdog.begin(now_s)
+                continue
+            if problem:
+                self.fail(EngineFailed(self._with_words(f"the engine hangs: {problem}")))
+
+    def _signs(self) -> Signs | None:
+        """What the process shows from outside; None when it is gone."""
+        try:
+            process = psutil.Process(self.pid)
+            with process.oneshot():
+                times, status = process.cpu_times(), process.status()
+        except psutil.Error:
+            return None
+        return Signs(times.user + times.system, status in (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP))
 
     def _take(self, message: Message) -> None:
-        self._progress.at_s = trio.current_time()
+        self._watchdog.heard(trio.current_time(), busy=bool(self._running) and not self._unanswered)
         match message:
             case ["tokens", int(id), int(first), list(tokens)]:
                 self._put(id, EngineTokens(tuple(Token(first + i, t, p) for i, (t, p) in enumerate(tokens))))
             case ["started", int(id), int(prompt_tokens), list(stops), int(cached_tokens)]:
+                self._unanswered.discard(id)
                 self._put(id, EngineStarted(Opening(prompt_tokens, tuple(stops), cached_tokens)))
             case ["finished", int(id), str(reason)]:
                 self._put(id, EngineFinished(FinishReason(reason)))
@@ -322,21 +377,35 @@ class EngineProcess:
                 self._end(id, _refusal(code, text, param))
             case ["beat", float(prefill), float(generation), list(rates)]:
                 self._rates(prefill, generation, rates)
+            case ["loading", float(fraction)]:
+                self._progress(fraction)
             case ["loaded", dict(facts)]:
                 facts["rates"] = _by_sequences(facts["rates"])
                 self.info = EngineModel(self.model.name, self.model.digest, slots=self._config.slots, **facts)
+                self._watchdog.expect(self._step_s(self.info))
                 self.ready.set()
             case ["load_failed", str(code), str(text)]:
-                kind = ModelInvalid if code == ModelInvalid.code else EngineFailed
-                self.failure = kind(self._with_words(text))
+                self.failure = _LOAD_FAILURES.get(code, EngineFailed)(self._with_words(text))
             case _:
                 raise FrameError(f"unknown message {message[0]!r}")
+
+    def _progress(self, fraction: float) -> None:
+        if self.info is None and self.fraction < fraction <= 1:
+            self.fraction, self._fraction_at_s = fraction, trio.current_time()
+            for listener in self._waiting:
+                listener(fraction)
+
+    def _step_s(self, info: EngineModel) -> float:
+        """How long the largest step takes by the rates just measured, rests left out."""
+        tokens_per_s = info.prefill_tokens_per_s / _duty(self._limits)
+        return self._config.prefill_chunk_tokens / tokens_per_s if tokens_per_s > 0 else 0.0
 
     def _put(self, id: int, event: EngineEvent) -> None:
         if (events := self._running.get(id)) is not None:
             events.put(event)
 
     def _end(self, id: int, failure: MeshError | None) -> None:
+        self._unanswered.discard(id)
         if (events := self._running.pop(id, None)) is not None:
             events.end(failure)
 
@@ -380,4 +449,6 @@ def _refusal(code: str, text: str, param: str | None) -> MeshError:
 
 
 def _cause(status: int) -> str:
+    if status == -signal.SIGKILL:  # We did not send it: only the system and people do.
+        return f"signal {-status}: killed from outside, as by a system without memory"
     return f"signal {-status}" if status < 0 else f"exit status {status}"

@@ -14,8 +14,9 @@ one is offered elsewhere, to go on after what was delivered.
 STOPPING has a complete text, by a stop string, and waits a moment for the worker's receipt.
 PLACING asks for a worker (the answer comes at once, from a local table). OFFERING has an offer on the way. ACCEPTED
 waits for the engine to take the prompt. RUNNING gets tokens. WAITING has found nobody and asks again, a little later
-each time and as soon as a candidate appears, for at most ``patience_s``; then the job fails with `mesh_no_worker`
-(sooner, and with `model_not_found`, when no known node offers the model at all).
+each time and as soon as a candidate appears, as long as `machine.waiting` says; then the job fails with
+`mesh_no_worker`, with `mesh_overloaded` when everybody who could was busy (at once, when too many wait already), or
+with `model_not_found` when no known node offers the model at all.
 
 Four rules keep the answer whole.
 1. Fencing. Attempts are numbered; what an earlier attempt still says is ignored, so two workers never both count.
@@ -28,7 +29,8 @@ Four rules keep the answer whole.
 A refusal that the request itself causes (bad input, a prompt that does not fit) ends the job: no other worker would
 do better. A worker that complains of its context only when asked to go on is merely too small; others are not.
 A decline costs nothing but time: it does not count against ``MAX_ATTEMPTS``. A worker that declined for good, or
-broke the protocol, is left out for the rest of the job; one that failed otherwise, for a moment that doubles.
+broke the protocol, is left out for the rest of the job; one that failed otherwise, for a moment that doubles; one
+that was busy, only for the moment it asked for.
 
 Every job ends by exactly one of `Complete`, `Fail`, `Withdrawn`.
 """
@@ -43,17 +45,14 @@ from meshd.core import errors, limits
 from meshd.core.generation import FinishReason, Opening, Token, Usage
 from meshd.core.ids import AttemptId, ModelDigest, NodeId
 from meshd.core.job import Job, TaskKind
-from meshd.core.task import EndReason, LossReason
+from meshd.core.task import DeclineReason, EndReason, LossReason
 from meshd.machine import submission_events as ev
+from meshd.machine.exclusions import Exclusions
 from meshd.machine.submission_events import SubmissionEffect, SubmissionEvent
 from meshd.machine.table import Ignored, Story, StoryEntry, row
+from meshd.machine.waiting import PATIENCE_S, QUEUE_S, Waiting
 from meshd.policy.backoff import backoff_s, worth_retry, worth_return
-
-PATIENCE_S: Final = 5.0
-"""How long a job waits for a candidate: a worker that was cut off may be back, an engine may be loading again."""
-
-UNKNOWN_MODEL_S: Final = 1.0
-"""How long a job waits for a model that no known node offers: a node that has just started knows nobody yet."""
+from meshd.policy.feasible import Infeasible
 
 OFFER_S: Final = 2.0
 """How long an offer may stay unanswered, a dial included."""
@@ -61,16 +60,11 @@ OFFER_S: Final = 2.0
 MAX_OFFERS: Final = 256
 """Offers of one job, declined ones included; attempt numbers end at 1,000."""
 
-EXCLUDE_S: Final = 0.25
-"""How long a worker is left out after its first failure in this job; each further one doubles it."""
-
 RECEIPT_S: Final = 0.5
 """How long a complete text waits for the last word of its worker, whose engine stops at the same token."""
 
 ASK_AGAIN_S: Final = 0.05
 """Changes among the candidates make a waiting job ask at most so often."""
-
-_FOREVER = float("inf")
 
 
 class State(StrEnum):
@@ -93,7 +87,15 @@ _Effects = list[SubmissionEffect]
 class Submission:
     """The state machine of one job. ``seed`` decides jitter. Times are monotonic seconds."""
 
-    def __init__(self, job: Job, *, seed: int = 0, patience_s: float = PATIENCE_S, offer_s: float = OFFER_S) -> None:
+    def __init__(
+        self,
+        job: Job,
+        *,
+        seed: int = 0,
+        patience_s: float = PATIENCE_S,
+        queue_s: float = QUEUE_S,
+        offer_s: float = OFFER_S,
+    ) -> None:
         self.job = job
         self.state = State.NEW
         self.worker: NodeId | None = None
@@ -101,17 +103,14 @@ class Submission:
         self.delivered: list[Token] = []
         self.opening: Opening | None = None
         self._seed = seed
-        self._patience_s = patience_s
+        self._waiting = Waiting(patience_s, queue_s)
         self._offer_s = offer_s
         self._number = 0
         self._losses = 0
-        self._asks = 0
-        self._excluded: dict[NodeId, float] = {}
-        self._faults: dict[NodeId, int] = {}
+        self._exclusions = Exclusions(seed)
         self._heard_at_s = 0.0
         self._asked_at_s = 0.0
         self._retry_at_s = 0.0
-        self._waiting_since_s: float | None = None
         self._rerouting: tuple[NodeId, LossReason] | None = None
         self._story = Story()
 
@@ -144,6 +143,15 @@ class Submission:
         if self.state is State.STOPPING:
             return self._heard_at_s + RECEIPT_S
         return None
+
+    @property
+    def queued(self) -> bool:
+        """Whether the job waits for busy workers."""
+        return self.state is State.WAITING and self._waiting.queued
+
+    def would_take(self, worker: NodeId, now_s: float) -> bool:
+        """Whether the job waits, and ``worker`` would do for all that happened to it so far."""
+        return self.queued and self._exclusions.allow(worker, now_s)
 
     def story(self) -> tuple[StoryEntry, ...]:
         """How the job got where it is."""
@@ -192,9 +200,9 @@ class Submission:
         if self._losses >= limits.MAX_ATTEMPTS or self._number >= MAX_OFFERS:
             return self._fail(errors.NoWorker.code, f"given up after {self._number} attempts")
         self.state = State.PLACING
-        self._asks += 1
+        self._waiting.asked()
         self._asked_at_s = now_s
-        excluded = frozenset(n for n, until_s in self._excluded.items() if until_s > now_s)
+        excluded = self._exclusions.now(now_s)
         return [ev.AskPlacement(AttemptId(self.job.id, self._number + 1), excluded, self._pinned)]
 
     @property
@@ -210,23 +218,25 @@ class Submission:
         return [ev.Offer(attempt, worker, tuple(self.delivered), self._pinned)]
 
     def _no_candidate(self, event: ev.NoCandidate, now_s: float) -> _Effects:
-        if self._waiting_since_s is None:
-            self._waiting_since_s, self._asks = now_s, 1
+        busy = Infeasible.BUSY.value in event.reasons or self._exclusions.any_busy(now_s)
         nowhere = not event.model_known and self._number == 0
-        patience_s = min(self._patience_s, UNKNOWN_MODEL_S) if nowhere else self._patience_s
-        give_up_at_s = self._waiting_since_s + patience_s
+        if busy and event.queue_full and not self._waiting.queued and not self.delivered:
+            return self._fail(errors.Overloaded.code, "every worker is busy, and many jobs wait for them already")
+        give_up_at_s = self._waiting.give_up_s(now_s, busy=busy, nowhere=nowhere)
         if now_s >= give_up_at_s:
-            return self._give_up(event, nowhere)
+            return self._give_up(event, busy, nowhere)
         self.state = State.WAITING
-        soonest_s = min((u for u in self._excluded.values() if u > now_s), default=_FOREVER)
-        wait_s = min(backoff_s(self._asks, self._seed), max(soonest_s - now_s, ASK_AGAIN_S))
+        soonest_s = self._exclusions.soonest_s(now_s)
+        wait_s = min(backoff_s(self._waiting.asks, self._seed), max(soonest_s - now_s, ASK_AGAIN_S))
         self._retry_at_s = min(now_s + wait_s, give_up_at_s)
         return []
 
-    def _give_up(self, event: ev.NoCandidate, nowhere: bool) -> _Effects:
+    def _give_up(self, event: ev.NoCandidate, busy: bool, nowhere: bool) -> _Effects:
         if nowhere:
             return self._fail(errors.UnknownModel.code, f"no node offers the model {self.job.model!r}")
         why = ", ".join(sorted(set(event.reasons))) or "no node is known"
+        if busy:
+            return self._fail(errors.Overloaded.code, f"every worker that can run this job stayed busy ({why})")
         return self._fail(errors.NoWorker.code, f"no worker can run this job now ({why})")
 
     def _retry_when_due(self, event: ev.Tick, now_s: float) -> _Effects | Ignored:
@@ -251,17 +261,14 @@ class Submission:
 
     def _declined(self, event: ev.OfferDeclined, now_s: float) -> _Effects:
         _, worker = self._current()
-        if worth_retry(event.reason):
-            self._exclude_for_a_while(worker, now_s, event.retry_after_s or 0.0)
+        if event.reason is DeclineReason.BUSY:
+            self._exclusions.busy(worker, now_s, event.retry_after_s or 0.0)
+        elif worth_retry(event.reason):
+            self._exclusions.for_a_while(worker, now_s, event.retry_after_s or 0.0)
         else:
-            self._excluded[worker] = _FOREVER
+            self._exclusions.for_good(worker)
         self.worker = None
         return self._ask(event, now_s)
-
-    def _exclude_for_a_while(self, worker: NodeId, now_s: float, at_least_s: float = 0.0) -> None:
-        tries = self._faults[worker] = self._faults.get(worker, 0) + 1
-        wait_s = backoff_s(tries, self._seed, base_s=EXCLUDE_S)
-        self._excluded[worker] = max(self._excluded.get(worker, 0.0), now_s + max(wait_s, at_least_s))
 
     # -- a running attempt
 
@@ -272,7 +279,7 @@ class Submission:
             return self._lose(LossReason.PROTOCOL, now_s)
         self.state = State.RUNNING
         self._heard_at_s = now_s
-        self._waiting_since_s = None
+        self._waiting.over()
         self.digest = event.digest
         if self.opening is None:
             self.opening = event.opening
@@ -351,9 +358,9 @@ class Submission:
         if reason not in (LossReason.DECLINED, LossReason.DRAINING):
             effects.append(ev.ReportFault(attempt, worker, reason))
         if for_good or not worth_return(reason):
-            self._excluded[worker] = _FOREVER
+            self._exclusions.for_good(worker)
         else:
-            self._exclude_for_a_while(worker, now_s)
+            self._exclusions.for_a_while(worker, now_s)
         if self.state is not State.OFFERING:
             self._rerouting = (worker, reason)
         self._losses += 1

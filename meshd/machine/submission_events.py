@@ -24,10 +24,12 @@ class Placed:
 @dataclass(frozen=True, slots=True)
 class NoCandidate:
     """Answer to `AskPlacement`: nobody can. ``reasons``: the words of `policy.feasible.Infeasible` that occurred.
-    ``model_known`` False: no node that we know of, this one included, offers the model."""
+    ``model_known`` False: no node that we know of, this one included, offers the model. ``queue_full``: as many jobs
+    wait for busy workers as may."""
 
     reasons: tuple[str, ...] = ()
     model_known: bool = True
+    queue_full: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ class Advertiser:
         running: Callable[[], int],
         wall: Callable[[], float],
         addresses: Callable[[], tuple[str, ...]],
+        trouble: Callable[[], str] = lambda: "",
     ) -> None:
         self._me = me
         self._guest = guest
@@ -48,6 +49,7 @@ class Advertiser:
         self._running = running
         self._wall = wall
         self._addresses = addresses
+        self._trouble = trouble
         self._seq = 0
         self._models: tuple[ModelFile, ...] = ()
         self._machine: MachineInfo | None = None
@@ -89,7 +91,7 @@ class Advertiser:
             slots=self._me.slots,
             slots_free=free,
             state=state,
-            reason=reason,
+            reason=reason or self._trouble(),
             software=self._me.software,
         )
 

@@ -26,6 +26,7 @@ from meshd.machine.table import StoryEntry
 from meshd.node.answer import AnswerBuffer
 from meshd.node.timer import Alarms
 from meshd.node.views import AttemptView, ItemsDelta, JobDone, JobView, Loading, Opened, Rerouted, TextDelta
+from meshd.policy.feasible import Candidate, Infeasible, feasible
 from meshd.policy.placement import Placement, PlacementView, place
 from meshd.policy.prefixes import Prefixes
 from meshd.policy.text import TextAssembler
@@ -33,6 +34,10 @@ from meshd.policy.text import TextAssembler
 _ERRORS: dict[str, type[MeshError]] = {
     e.code: e for e in (errors.NoWorker, errors.UnknownModel, errors.ContextOverflow, errors.BadInput)
 }
+
+
+RETRY_AFTER_S = 5.0
+"""What an app is told when everybody was busy: sooner than that, hardly anything will have changed."""
 
 
 class Attempts(Protocol):
@@ -43,6 +48,15 @@ class Attempts(Protocol):
 
     def cancel(self, attempt: AttemptId) -> None:
         """Tell the worker to stop, if the conversation is still going on."""
+
+    def full(self, shell: JobShell) -> frozenset[NodeId]:
+        """Workers all of whose free slots were offered jobs of this node a moment ago."""
+
+    def spoken_for(self, shell: JobShell, worker: NodeId) -> bool:
+        """Whether an older job of this node waits for such a worker."""
+
+    def queue_full(self) -> bool:
+        """Whether no more jobs may begin to wait for busy workers."""
 
 
 @dataclass(slots=True)
@@ -67,13 +81,14 @@ class JobShell:
         name_of: Callable[[NodeId], str],
         wall: Callable[[], float],
         patience_s: float,
+        queue_s: float,
         seed: int,
         prefixes: Prefixes,
     ) -> None:
         self.job = job
         self.answer = AnswerBuffer(job.id)
         self._me = me
-        self._machine = Submission(job, seed=seed, patience_s=patience_s)
+        self._machine = Submission(job, seed=seed, patience_s=patience_s, queue_s=queue_s)
         self._view = view
         self._attempts = attempts
         self._name_of = name_of
@@ -134,6 +149,18 @@ class JobShell:
         """Whether the job waits for a candidate."""
         return self._machine.state is State.WAITING
 
+    @property
+    def queued(self) -> bool:
+        """Whether the job waits because everybody who could run it is busy."""
+        return self._machine.queued
+
+    def would_take(self, candidate: Candidate) -> bool:
+        """Whether the job waits, and would go to ``candidate`` if it had a slot. A no-op needs none."""
+        if self.job.kind is TaskKind.NOOP or not self._machine.would_take(candidate.node, trio.current_time()):
+            return False
+        pinned = self._machine.digest if self._machine.delivered else None
+        return feasible(self.job, candidate, pinned) is None
+
     def story(self) -> tuple[StoryEntry, ...]:
         """How the job got where it is."""
         return self._machine.story()
@@ -166,12 +193,24 @@ class JobShell:
                 self._end("cancelled")
 
     def _place(self, ask: on.AskPlacement) -> on.SubmissionEvent:
+        """Whom to offer the job to: nobody who has no slot left once the offers on their way are answered, nor one
+        that an older job waits for."""
         now_s, generation = trio.current_time(), self.job.generation
         warm = self._prefixes.warm(self.job.model, generation.prompt, now_s) if generation is not None else {}
-        placement = place(self._view, self.job, ask.excluded, ask.digest, now_s, warm)
-        if placement.worker is not None:
+        full = self._attempts.full(self)
+        placement = place(self._view, self.job, ask.excluded | full, ask.digest, now_s, warm)
+        taken = placement.worker is not None and self._attempts.spoken_for(self, placement.worker)
+        if placement.worker is not None and not taken:
             return on.Placed(placement.worker)
-        return on.NoCandidate(tuple(r.value for r in placement.reasons), self._model_known(placement))
+        reasons = {reason.value for reason in placement.reasons}
+        if taken or self._without(full, ask):
+            reasons.add(Infeasible.BUSY.value)
+        return on.NoCandidate(tuple(sorted(reasons)), self._model_known(placement), self._attempts.queue_full())
+
+    def _without(self, full: frozenset[NodeId], ask: on.AskPlacement) -> bool:
+        """Whether one of the ``full`` workers was left out for nothing else."""
+        candidates = [self._view.get(node) for node in full - ask.excluded]
+        return any(c is not None and feasible(self.job, c, ask.digest) is None for c in candidates)
 
     def _model_known(self, placement: Placement) -> bool:
         if self.job.kind is TaskKind.NOOP:
@@ -242,7 +281,10 @@ class JobShell:
 
     def _fail(self, fail: on.Fail) -> None:
         kind = _ERRORS.get(fail.code, errors.NoWorker)
-        if issubclass(kind, errors.BadInput):
+        if fail.code == errors.Overloaded.code:
+            hint = "send it again later, or see `mesh nodes` for what is busy"
+            self.answer.fail(errors.Overloaded(fail.message, retry_after_s=RETRY_AFTER_S, hint=hint))
+        elif issubclass(kind, errors.BadInput):
             self.answer.fail(kind(fail.message, param=fail.param or None, hint=_hint(kind)))
         else:
             self.answer.fail(kind(fail.message, hint=_hint(kind)))

@@ -131,10 +131,14 @@ class Engine(Protocol):
     def status(self) -> tuple[EngineStatus, ...]:
         """Every engine process, for people who look after the machine."""
 
-    async def load(self, model: ModelFile, limits: EngineLimits) -> EngineModel:
-        """Load (or keep) the model. Raises ModelInvalid, BeyondLimits, EngineFailed."""
+    async def load(
+        self, model: ModelFile, limits: EngineLimits, progress: Callable[[float], None] | None = None
+    ) -> EngineModel:
+        """Load (or keep) the model; ``progress`` hears how much of it is there (0 to 1), now and then. Raises
+        ModelInvalid, BeyondLimits, EngineFailed. Cancelled, it leaves nothing behind that nobody else waits for."""
 
-    async def unload(self, digest: ModelDigest) -> None: ...
+    async def unload(self, digest: ModelDigest) -> None:
+        """End the model's engine. From the call on it does not count as loaded."""
 
     async def limit(self, limits: EngineLimits) -> None:
         """Put new limits on every running engine, now and while requests run."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,8 +12,7 @@ from dataclasses import dataclass
 import trio
 
 from meshd.core.classes import DataClass
-from meshd.core.engine import ModelFile
-from meshd.core.errors import BeyondLimits, EngineFailed, MeshError, ModelInvalid, NotAuthorised, NotFound
+from meshd.core.errors import MeshError, NotAuthorised, NotFound
 from meshd.core.ids import JobId, NodeId, job_id, parse_node_id
 from meshd.core.job import Constraints, Job, TaskKind
 from meshd.core.trust import Certificate, Organisation
@@ -42,6 +42,12 @@ from meshd.node.worker import Worker
 from meshd.policy.placement import PlacementView
 
 log = logging.getLogger("meshd.node")
+
+LOOK_AGAIN_S = 30.0
+"""How soon a file that was bad, and is another one now, is found out."""
+
+MIN_IDLE_LOOK_S = 1.0
+"""A model in use looks unused for as long as its answer lasts: not worth more than a look a second."""
 
 EXPIRES_SOON_S = 3 * 86_400
 """A certificate that ends within three days is worth a warning."""
@@ -79,6 +85,7 @@ class MeshService:
         self._preload_wanted = trio.Event()
         self.stop = trio.Event()
         self.api_url = ""
+        parts.models.listen(self._models_in_trouble)
 
     # -- jobs
 
@@ -164,7 +171,7 @@ class MeshService:
             peers=self._peers(),
             jobs=tuple(j for j in await self.jobs() if j.ended_at is None),
             models=tuple(pictures.model_view(m) for m in ad.models),
-            engines=tuple(pictures.engine_view(s) for s in parts.engine.status()),
+            engines=tuple(pictures.engine_view(s) for s in parts.models.status()),
             warnings=self._warnings(certificate),
             api_url=self.api_url,
             uptime_s=trio.current_time() - self._started_s,
@@ -235,6 +242,7 @@ class MeshService:
     async def _changed(self) -> ShareView:
         guest, parts = self._parts.guest, self._parts
         await parts.engine.limit(limits_of(guest.share, parts.probe.machine().cpu_threads))
+        parts.models.forgive()
         parts.presence.refresh()
         parts.neighbours.announce()
         self._preload_wanted.set()
@@ -256,28 +264,44 @@ class MeshService:
 
     def models_changed(self) -> None:
         """Tell the mesh what can run here now."""
-        self._parts.advertiser.set_models(self._parts.models.files)
+        self._parts.advertiser.set_models(self._parts.models.usable())
         self._parts.presence.refresh()
         self._parts.neighbours.announce()
         self._parts.submitter.candidates_changed()
 
-    async def keep_loaded(self) -> None:
-        """Load registered models while the node shares, so that the first job does not wait for it. Runs until
-        cancelled; a model that cannot be loaded is told in the log and left for a job to try again."""
-        while True:
-            await self._preload_wanted.wait()
-            self._preload_wanted = trio.Event()
-            if self._parts.preload and self._parts.guest.share.enabled:
-                for file in self._parts.models.files:
-                    await self._load(file)
+    def _models_in_trouble(self) -> None:
+        """A model failed, or made room: others should know, and it is to be loaded again in time."""
+        self.models_changed()
+        self._preload_wanted.set()
 
-    async def _load(self, file: ModelFile) -> None:
-        try:
-            await self._parts.models.ready(file.digest)
-        except (ModelInvalid, BeyondLimits, EngineFailed) as e:
-            log.warning("cannot load %s now: %s", file.name, e.message)
-        else:
-            self.models_changed()
+    async def keep_loaded(self) -> None:
+        """Load registered models while the node shares, so that the first job does not wait for it, and again after a
+        failure; unload what is not used. Runs until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_unloaded)
+            while True:
+                await self._preload_due()
+                await self._parts.models.look_again()
+                self.models_changed()
+                if self._parts.preload and self._parts.guest.share.enabled:
+                    for file in self._parts.models.to_preload():
+                        if await self._parts.models.preload(file):
+                            self.models_changed()
+
+    async def _preload_due(self) -> None:
+        """Return when something changed, when a model has rested, and now and then while a file is bad."""
+        models = self._parts.models
+        next_look_s = trio.current_time() + LOOK_AGAIN_S if len(models.usable()) < len(models.files) else math.inf
+        with trio.move_on_at(min(models.next_try_s(), next_look_s)):
+            await self._preload_wanted.wait()
+        self._preload_wanted = trio.Event()
+
+    async def _keep_unloaded(self) -> None:
+        """Unload models that are not used; nothing that becomes unused meanwhile is due before the sleep ends."""
+        models = self._parts.models
+        while (due_s := models.next_idle_s()) < math.inf:
+            await trio.sleep_until(max(due_s, trio.current_time() + MIN_IDLE_LOOK_S))
+            await models.unload_idle()
 
     async def invite(self, request: InviteRequest) -> str:
         """A new invite. Raises NotAuthorised when this node holds no issuer key, BadInput (beyond its rights)."""

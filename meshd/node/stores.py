@@ -50,6 +50,9 @@ class ModelStore(Protocol):
     async def remove(self, name: str) -> ModelFile:
         """Unregister; the file stays. Raises NotFound."""
 
+    async def version(self, file: ModelFile) -> str:
+        """What is another text whenever the file was written to; empty when it is gone."""
+
 
 class InviteIssuer(Protocol):
     """Makes invites; None in the composition where this node holds no issuer key."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import trio
 from meshd.core import limits
 from meshd.core.errors import BadInput, MeshError, NotMember, Overloaded, ProtocolViolation, Truncated, Unreachable
 from meshd.core.ids import AttemptId, ModelDigest, NodeId
-from meshd.core.job import Job
+from meshd.core.job import Job, TaskKind
 from meshd.core.task import DeclineReason, LossReason, Task, TaskHeader
 from meshd.machine import submission_events as on
 from meshd.node.answer import AnswerBuffer
@@ -57,6 +58,11 @@ class Conversation:
     request_hash: bytes = b""
     digest: ModelDigest | None = None
 
+    @property
+    def takes_slot(self) -> bool:
+        """Whether the worker gives a slot to it."""
+        return self.shell.job.kind is not TaskKind.NOOP
+
 
 class Submitter:
     """Runs jobs. Works inside `running_parts`, whose nursery holds everything that a job starts."""
@@ -72,6 +78,8 @@ class Submitter:
         wall: Callable[[], float],
         *,
         patience_s: float,
+        queue_s: float,
+        max_waiting: int,
         max_running: int,
         history: int,
         dial_timeout_s: float,
@@ -85,6 +93,8 @@ class Submitter:
         self._name_of = name_of
         self._wall = wall
         self._patience_s = patience_s
+        self._queue_s = queue_s
+        self._max_waiting = max_waiting
         self._max_running = max_running
         self._dial_timeout_s = dial_timeout_s
         self._random = random
@@ -126,6 +136,7 @@ class Submitter:
             name_of=self._name_of,
             wall=self._wall,
             patience_s=self._patience_s,
+            queue_s=self._queue_s,
             seed=int.from_bytes(self._random(4), "big"),
             prefixes=self._prefixes,
         )
@@ -147,9 +158,36 @@ class Submitter:
         return view
 
     def candidates_changed(self) -> None:
-        """Tell the jobs that wait that somebody may take them now."""
+        """Tell the jobs that wait that somebody may take them now, the oldest first."""
         for shell in [s for s in self._running.values() if s.waiting]:
             shell.feed(on.CandidatesChanged())
+
+    # -- the queue
+
+    def full(self, shell: JobShell) -> frozenset[NodeId]:
+        """Workers all of whose free slots were offered jobs a moment ago: an ad does not know of offers on their way.
+        A no-op needs no slot."""
+        if shell.job.kind is TaskKind.NOOP:
+            return frozenset()
+        asked = Counter(t.offer.worker for t in self._talks.values() if t.push is None and t.takes_slot)
+        slots = {worker: self._slots_free(worker) for worker in asked}
+        return frozenset(worker for worker, offers in asked.items() if offers >= slots[worker])
+
+    def _slots_free(self, worker: NodeId) -> int:
+        candidate = self._view.get(worker)
+        return candidate.ad.slots_free if candidate is not None else 0
+
+    def spoken_for(self, shell: JobShell, worker: NodeId) -> bool:
+        """Whether an older job waits for such a worker: first come, first served, among those that it would do for."""
+        candidate = self._view.get(worker)
+        if candidate is None or shell.job.kind is TaskKind.NOOP:
+            return False
+        older = itertools.takewhile(lambda other: other is not shell, self._running.values())
+        return any(other.would_take(candidate) for other in older)
+
+    def queue_full(self) -> bool:
+        """Whether as many jobs wait for busy workers as may."""
+        return sum(s.queued for s in self._running.values()) >= self._max_waiting
 
     def suspected(self, worker: NodeId) -> None:
         """Tell the jobs that run on ``worker`` that it is suspect."""
@@ -208,6 +246,8 @@ class Submitter:
             log.warning("%s: cannot be sent: %s", attempt, e.message)
         finally:
             del self._talks[attempt]
+            if talk.push is None and talk.takes_slot and self._nursery is not None:
+                self.candidates_changed()  # the slot it was to have is free, and no ad will tell
             with trio.CancelScope(shield=True, deadline=trio.current_time() + GOODBYE_S):
                 await self._part(talk, in_order=in_order)
 

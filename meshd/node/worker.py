@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from meshd.core import limits
-from meshd.core.engine import EngineFinished, EngineLoading, EngineStarted, EngineTokens
+from meshd.core.engine import EngineEvent, EngineFinished, EngineLoading, EngineStarted, EngineTokens
 from meshd.core.errors import (
     BadInput,
     BadSignature,
@@ -54,9 +54,6 @@ log = logging.getLogger("meshd.node.worker")
 
 HISTORY = 200
 """Ended attempts that `mesh jobs` can still show."""
-
-ENGINE_REST_S = 2.0
-"""After the engine failed, offers are declined for so long: it is starting again, and others are better placed."""
 
 _REFUSALS: dict[type[MeshError], DeclineReason] = {
     TaskExpired: DeclineReason.EXPIRED,
@@ -98,7 +95,6 @@ class Worker:
         self._offering: Hosting | None = None
         self._nursery: trio.Nursery | None = None
         self._history: deque[JobView] = deque(maxlen=HISTORY)
-        self._rest_until_s = 0.0
         self._drained = trio.Event()
         self._parted = trio.Event()
 
@@ -118,11 +114,6 @@ class Worker:
     def running(self) -> int:
         """Attempts accepted and not ended."""
         return self._machine.running
-
-    @property
-    def engine_available(self) -> bool:
-        """Whether the engine is not resting after a failure."""
-        return trio.current_time() >= self._rest_until_s
 
     def story(self) -> tuple[StoryEntry, ...]:
         """How the attempts got where they are."""
@@ -401,8 +392,7 @@ class Worker:
                 self.feed(on.EngineBroke(*key, EndReason.BAD_INPUT, e.message, e.param or ""))
             except (EngineFailed, ModelInvalid, BeyondLimits, Overloaded) as e:
                 log.warning("%s: the engine failed: %s", start.attempt, e.message)
-                if not isinstance(e, Overloaded):
-                    self._rest_until_s = trio.current_time() + ENGINE_REST_S
+                self._models.attempt_failed(start.digest, e)
                 self.feed(on.EngineBroke(*key, EndReason.ENGINE_FAILED, e.message))
         self.feed(on.EngineFreed(*key))
 
@@ -411,18 +401,27 @@ class Worker:
         work = start.task.job.work
         if work is None:
             raise BadInput("nothing to do")
-        await self._models.ready(start.digest)
-        async with self._engine.generate(start.digest, work, start.task.delivered) as events:
-            async for event in events:
-                match event:
-                    case EngineTokens(tokens):
-                        self.feed(on.EngineProduced(*key, tokens))
-                    case EngineLoading(fraction):
-                        self.feed(on.EngineLoads(*key, fraction))
-                    case EngineStarted(opening):
-                        self.feed(on.EngineBegan(*key, opening))
-                    case EngineFinished(reason):
-                        self.feed(on.EngineEnded(*key, reason))
+
+        def loads(fraction: float) -> None:
+            self.feed(on.EngineLoads(*key, fraction))
+
+        async with (
+            self._models.using(start.digest, loads),
+            self._engine.generate(start.digest, work, start.task.delivered) as events,
+        ):
+            await self._relay(key, events)
+
+    async def _relay(self, key: tuple[NodeId, AttemptId], events: AsyncIterator[EngineEvent]) -> None:
+        async for event in events:
+            match event:
+                case EngineTokens(tokens):
+                    self.feed(on.EngineProduced(*key, tokens))
+                case EngineLoading(fraction):
+                    self.feed(on.EngineLoads(*key, fraction))
+                case EngineStarted(opening):
+                    self.feed(on.EngineBegan(*key, opening))
+                case EngineFinished(reason):
+                    self.feed(on.EngineEnded(*key, reason))
 
 
 def _view(facts: on.ReceiptFacts, submitter_name: str, ago_s: float, *, ended: bool) -> JobView:

@@ -3,7 +3,9 @@ believed; what cannot be known for certain is refused."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from meshd.core import limits
@@ -15,19 +17,22 @@ from meshd.core.task import DeclineReason, Task, TaskHeader
 from meshd.policy.feasible import Facts, Infeasible, Terms, permitted
 
 BUSY_RETRY_S: Final = 0.25
-ENGINE_RETRY_S: Final = 1.0
+MIN_ENGINE_RETRY_S: Final = 0.25
+MAX_ENGINE_RETRY_S: Final = 10.0
+"""Nobody is sent away for longer than a job would wait: by then it may be loaded for somebody else."""
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
     """This machine as it is now. ``facts``: its own certificate's, None when it has none that is valid.
-    ``engine_available`` False: the engine cannot take work at the moment (starting again, failed)."""
+    ``resting``: models whose engine failed, and for how many seconds more it is not tried (infinity: their file is
+    bad)."""
 
     facts: Facts | None
     share: Share
     models: tuple[ModelOffer, ...]
     draining: bool = False
-    engine_available: bool = True
+    resting: Mapping[ModelDigest, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +86,15 @@ def _digest(task: Task, host: Host) -> ModelDigest | Refusal | None:
             barred = Terms.of(offer).forbid(task.job, resumed=bool(task.delivered))
             if barred is not None:
                 return Refusal(DeclineReason.CLEARANCE if barred is Infeasible.CLEARANCE else DeclineReason.NO_ABILITY)
-            return offer.digest if host.engine_available else Refusal(DeclineReason.ENGINE_UNAVAILABLE, ENGINE_RETRY_S)
+            return _rest(host.resting[offer.digest]) if offer.digest in host.resting else offer.digest
     return Refusal(DeclineReason.NO_MODEL)
+
+
+def _rest(left_s: float) -> Refusal:
+    """A model that rests is asked for again when it is tried again; one whose file is bad is as good as none."""
+    if math.isinf(left_s):
+        return Refusal(DeclineReason.NO_MODEL)
+    return Refusal(DeclineReason.ENGINE_UNAVAILABLE, min(max(left_s, MIN_ENGINE_RETRY_S), MAX_ENGINE_RETRY_S))
 
 
 def addressed(header: TaskHeader, me: NodeId, submitter: NodeId, wall_s: float) -> DeclineReason | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -25,7 +25,7 @@ from meshd.core.engine import (
     MachineInfo,
     ModelFile,
 )
-from meshd.core.errors import ContextOverflow, EngineFailed, NotFound, Overloaded
+from meshd.core.errors import BeyondLimits, ContextOverflow, EngineFailed, ModelInvalid, NotFound, Overloaded
 from meshd.core.generation import Alternative, FinishReason, Generation, Opening, Prompt, Score, Token
 from meshd.core.ids import ModelDigest, NodeId
 from meshd.core.job import Embedding, Tokenization, Work
@@ -97,7 +97,9 @@ class FakeEngine:
     """An engine whose answer has ``answer_tokens`` tokens, one every ``1 / tokens_per_s`` seconds, after
     ``prefill_s``. A model counts as loaded after `load`, or at once when it is in ``models``.
 
-    `crash` fails what runs and all that comes, until `recover`; `hang` stops producing, until `recover`.
+    `crash` fails what runs and all that comes, until `recover`; `hang` stops producing, until `recover`; `die` fails
+    what runs, and nothing is loaded any more. Loading takes ``load_s``, in five steps; no more than ``room`` models are
+    loaded at a time; ``invalid`` ones never are.
     """
 
     slots: int = 4
@@ -111,12 +113,17 @@ class FakeEngine:
     running: int = 0
     most_running: int = 0
     started: int = 0
+    load_s: float = 0.0
+    loads: int = 0
+    room: int = 1000
+    invalid: set[ModelDigest] = field(default_factory=set)
+    deaths: int = 0
     crashed: bool = False
     hung: bool = False
     _changed: trio.Event = field(default_factory=trio.Event)
 
     def loaded(self) -> tuple[EngineModel, ...]:
-        return tuple(self.models)
+        return () if self.crashed else tuple(self.models)
 
     def status(self) -> tuple[EngineStatus, ...]:
         """No process: an engine that costs nothing."""
@@ -128,21 +135,32 @@ class FakeEngine:
     def _has(self, digest: ModelDigest) -> bool:
         return any(m.digest == digest for m in self.models)
 
-    async def load(self, model: ModelFile, limits: EngineLimits) -> EngineModel:
-        """Load at once; raises EngineFailed while crashed."""
+    async def load(
+        self, model: ModelFile, limits: EngineLimits, progress: Callable[[float], None] | None = None
+    ) -> EngineModel:
+        """Load within ``load_s``; raises EngineFailed while crashed, ModelInvalid, BeyondLimits (no room)."""
         await trio.lowlevel.checkpoint()
-        if self.crashed:
-            raise EngineFailed("the fake engine has crashed")
+        self.loads += 1
         self.limits = limits
         for loaded in self.models:
-            if loaded.digest == model.digest:
+            if loaded.digest == model.digest and not self.crashed:
                 return loaded
+        if model.digest in self.invalid:
+            raise ModelInvalid("the fake file is damaged")
+        if len(self.models) >= self.room:
+            raise BeyondLimits("the fake engine is full", crowded=self.room > 0)
+        for step in range(5 if self.load_s else 0):
+            if progress is not None:
+                progress(step / 5)
+            await self.wait(self.load_s / 5)
+        if self.crashed:
+            raise EngineFailed("the fake engine has crashed")
         self.models.append(fake_model(model.name, model.digest, self))
         return self.models[-1]
 
     async def unload(self, digest: ModelDigest) -> None:
-        await trio.lowlevel.checkpoint()
         self.models = [m for m in self.models if m.digest != digest]
+        await trio.lowlevel.checkpoint()
 
     async def limit(self, limits: EngineLimits) -> None:
         await trio.lowlevel.checkpoint()
@@ -151,6 +169,12 @@ class FakeEngine:
     def crash(self) -> None:
         """Fail every generation, running and to come."""
         self.crashed = True
+        self._notify()
+
+    def die(self) -> None:
+        """Fail every generation that runs and forget the models, as a killed process does."""
+        self.deaths += 1
+        self.models.clear()
         self._notify()
 
     def hang(self) -> None:
@@ -193,15 +217,17 @@ class FakeEngine:
         finally:
             self.running -= 1
 
-    async def wait(self, seconds: float) -> None:
-        """Let the engine work for so long; raises EngineFailed when it crashes meanwhile."""
+    async def wait(self, seconds: float, deaths: int | None = None) -> None:
+        """Let the engine work for so long; raises EngineFailed when it crashes meanwhile, or died more than ``deaths``
+        times."""
+        deaths = self.deaths if deaths is None else deaths
         until_s = trio.current_time() + seconds
-        while not self.crashed and (self.hung or trio.current_time() < until_s):
+        while not self.crashed and self.deaths == deaths and (self.hung or trio.current_time() < until_s):
             changed = self._changed
             with trio.move_on_at(float("inf") if self.hung else until_s):
                 await changed.wait()
         await trio.lowlevel.checkpoint()
-        if self.crashed:
+        if self.crashed or self.deaths != deaths:
             raise EngineFailed("the fake engine has crashed")
 
 
@@ -223,6 +249,7 @@ class _Events:
         self._cut = limit is not None and limit <= engine.answer_tokens
         self._index = index
         self._prompt_tokens = prompt_tokens
+        self._deaths = engine.deaths
         self._state = "new"
 
     def __aiter__(self) -> AsyncIterator[EngineEvent]:
@@ -232,14 +259,14 @@ class _Events:
         if self._state == "over":
             raise StopAsyncIteration
         if self._state == "new":
-            await self._engine.wait(self._engine.prefill_s)
+            await self._engine.wait(self._engine.prefill_s, self._deaths)
             self._state = "running"
             return EngineStarted(Opening(self._prompt_tokens, self._engine.stops))
         if self._index >= len(self._answer):
-            await self._engine.wait(0)
+            await self._engine.wait(0, self._deaths)
             self._state = "over"
             return EngineFinished(FinishReason.LENGTH if self._cut else FinishReason.STOP)
-        await self._engine.wait(1 / self._engine.tokens_per_s)
+        await self._engine.wait(1 / self._engine.tokens_per_s, self._deaths)
         self._index += 1
         return EngineTokens((self._answer[self._index - 1],))
 

@@ -43,6 +43,7 @@ WALL_S: Final = 1_800_000_000.0
 
 AD_EVERY_S: Final = 5.0
 DIRECTORY_EVERY_S: Final = 6.0
+ENGINE_RESTS_S: Final = 1.0
 NEIGHBOURS: Final = 3
 GOSSIP_ADS: Final = 4
 Directory = dict[NodeId, tuple[tuple[int, int], bytes]]
@@ -168,7 +169,8 @@ class SimNode:
     def host(self) -> Host:
         """This machine as admission sees it."""
         models = self._models() if self.member.shares else ()
-        return Host(self.facts, Share(enabled=self.member.shares), models, self.draining, self.engine_up)
+        resting = {} if self.engine_up else {DIGEST: ENGINE_RESTS_S}
+        return Host(self.facts, Share(enabled=self.member.shares), models, self.draining, resting)
 
     def _models(self) -> tuple[ModelOffer, ...]:
         if not self.member.shares:

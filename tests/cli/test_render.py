@@ -18,6 +18,7 @@ from mesh_cli.render.status import status_screen
 from mesh_cli.render.text import age, as_text, clean, size
 from rich.cells import cell_len
 
+from meshd.node.views import EngineView
 from tests.cli import views
 from tests.cli.views import NOW, plain
 
@@ -76,6 +77,31 @@ def text(renderable: Any, width: int = 80) -> str:
 
 def test_status() -> None:
     assert text(status_screen(plain(views.status()), now=NOW)) == STATUS
+
+
+ENGINES = """\
+Engines
+  MODEL        STATE         PID   MEMORY  SLOTS
+  gemma3-270m  ready        4242  384 MiB    3/4
+  qwen3-4b     loading 42%  4243   40 MiB    0/4
+  phi          resting         -        -      -
+  old          idle            -        -      -
+  phi: the engine died (signal 9: killed from outside, as by a system without
+  memory)
+  old: not used for 900 s: loads when it is needed
+"""
+
+
+def test_status_says_of_every_engine_what_it_does_and_why_not() -> None:
+    died = "the engine died (signal 9: killed from outside, as by a system without memory)"
+    engines = (
+        *views.status().engines,
+        EngineView("qwen3-4b", "q", 4243, 40 * 2**20, 4, 0, "loading", "", 0.42),
+        EngineView("phi", "p", 0, 0, 0, 0, "resting", died, 0.0),
+        EngineView("old", "o", 0, 0, 0, 0, "idle", "not used for 900 s: loads when it is needed", 0.0),
+    )
+    shown = text(status_screen(plain(views.status(engines=engines)), now=NOW))
+    assert ENGINES in shown
 
 
 def test_status_alone() -> None:

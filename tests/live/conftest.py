@@ -127,7 +127,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None] | Any:
 
 def engine_pid(worker: Node) -> int:
     """The process that runs the worker's model."""
-    return int(worker.status()["engines"][0]["pid"])
+    (pid,) = [int(e["pid"]) for e in worker.status()["engines"] if e["pid"]]
+    return pid
 
 
 def signal_engine(worker: Node, what: signal.Signals) -> int:

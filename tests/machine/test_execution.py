@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -157,7 +158,8 @@ def test_header_that_hides_the_bodys_constraints_is_refused() -> None:
         (replace(HOST, share=Share()), DeclineReason.NOT_SHARING, False),
         (replace(HOST, share=Share(enabled=True, paused=True)), DeclineReason.PAUSED, False),
         (replace(HOST, draining=True), DeclineReason.DRAINING, False),
-        (replace(HOST, engine_available=False), DeclineReason.ENGINE_UNAVAILABLE, True),
+        (replace(HOST, resting={DIGEST: 3.0}), DeclineReason.ENGINE_UNAVAILABLE, True),
+        (replace(HOST, resting={DIGEST: math.inf}), DeclineReason.NO_MODEL, True),
         (replace(HOST, models=()), DeclineReason.NO_MODEL, True),
         (replace(HOST, facts=None), DeclineReason.CLEARANCE, True),
         (replace(HOST, facts=Facts(Region("eu"), DataClass.PUBLIC)), DeclineReason.CLEARANCE, True),

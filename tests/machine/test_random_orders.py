@@ -71,9 +71,9 @@ class SubmissionMachine(RuleBasedStateMachine):
     def placed(self, worker: NodeId) -> None:
         self.feed(sub.Placed(worker))
 
-    @rule()
-    def nobody(self) -> None:
-        self.feed(sub.NoCandidate(("busy",)))
+    @rule(reason=st.sampled_from(["busy", "excluded", "suspect"]), full=st.booleans())
+    def nobody(self, reason: str, full: bool) -> None:
+        self.feed(sub.NoCandidate((reason,), queue_full=full))
 
     @rule(wait_s=waits)
     def time_passes(self, wait_s: float) -> None:

@@ -12,7 +12,9 @@ from meshd.core.ids import AttemptId, NodeId
 from meshd.core.job import TaskKind
 from meshd.core.task import DeclineReason, EndReason, LossReason
 from meshd.machine import submission_events as ev
-from meshd.machine.submission import MAX_OFFERS, OFFER_S, PATIENCE_S, RECEIPT_S, UNKNOWN_MODEL_S, State, Submission
+from meshd.machine.exclusions import EXCLUDE_S
+from meshd.machine.submission import MAX_OFFERS, OFFER_S, RECEIPT_S, State, Submission
+from meshd.machine.waiting import PATIENCE_S, QUEUE_S, UNKNOWN_MODEL_S
 from tests.policy.make import DIGEST, OTHER_DIGEST, job, job_id, node, token, tokens
 
 W1, W2, W3 = node(11), node(12), node(13)
@@ -318,19 +320,96 @@ def test_retry_after_is_obeyed() -> None:
     assert ask(d(ev.Tick())).excluded == frozenset()
 
 
+def wait_out(d: Driver, *reasons: str, **of_event: bool) -> ev.Fail:
+    """Nobody can, for the same reasons, until the job fails; how it failed."""
+    if d.machine.state is State.NEW:
+        d(ev.Submitted())
+    while not d.ends():
+        assert d(ev.NoCandidate(reasons, **of_event)) == [] or d.ends()
+        if not d.ends():
+            assert ask(d.tick())
+    (end,) = d.ends()
+    assert isinstance(end, ev.Fail)
+    return end
+
+
 def test_no_candidate_waits_patiently_then_fails_typed() -> None:
     d = Driver()
     begun_s = d.now_s
+    end = wait_out(d, "paused", "paused", "region")
+    assert end.code == "mesh_no_worker" and "paused, region" in end.message
+    assert d.now_s - begun_s == pytest.approx(PATIENCE_S) and 4 <= d.calls / 2 <= 20, "backed off"
+
+
+def test_who_finds_everybody_busy_waits_in_the_queue_and_then_fails_as_overloaded() -> None:
+    d = Driver()
+    begun_s = d.now_s
     d(ev.Submitted())
-    waits = 0
-    while not d.ends():
-        assert d(ev.NoCandidate(("busy", "busy", "region"))) == [] or d.ends()
-        if not d.ends():
-            assert ask(d.tick())
-            waits += 1
-    (end,) = d.ends()
-    assert isinstance(end, ev.Fail) and end.code == "mesh_no_worker" and "busy, region" in end.message
-    assert d.now_s - begun_s == pytest.approx(PATIENCE_S) and 4 <= waits <= 20, "backed off"
+    d(ev.NoCandidate(("busy", "region")))
+    assert d.machine.queued
+    end = wait_out_from_waiting(d, "busy", "region")
+    assert end.code == "mesh_overloaded" and "busy, region" in end.message
+    assert d.now_s - begun_s == pytest.approx(QUEUE_S) and not d.machine.queued
+
+
+def wait_out_from_waiting(d: Driver, *reasons: str) -> ev.Fail:
+    d.tick()
+    return wait_out(d, *reasons)
+
+
+def test_patience_starts_when_those_who_were_busy_are_gone() -> None:
+    d = Driver()
+    d(ev.Submitted())
+    for _ in range(10):
+        d(ev.NoCandidate(("busy",)))
+        d.tick()
+    gone_s = d.now_s
+    d(ev.NoCandidate(("suspect",)))
+    assert not d.machine.queued and not d.ends()
+    assert wait_out_from_waiting(d, "suspect").code == "mesh_no_worker"
+    assert d.now_s - gone_s <= PATIENCE_S
+
+
+def test_a_full_queue_takes_nobody_new_but_keeps_who_is_in_it_or_in_the_middle_of_an_answer() -> None:
+    d = Driver()
+    d(ev.Submitted())
+    (end,) = d(ev.NoCandidate(("busy",), queue_full=True))
+    assert isinstance(end, ev.Fail) and end.code == "mesh_overloaded"
+    d = Driver()
+    d(ev.Submitted())
+    d(ev.NoCandidate(("busy",)))
+    d.tick()
+    assert d(ev.NoCandidate(("busy",), queue_full=True)) == [] and d.machine.queued
+    d = Driver()
+    d(ev.Tokens(d.running(), tokens(0, 1)))
+    d(ev.Lost(d.attempt, LossReason.CONNECTION_LOST))
+    assert d(ev.NoCandidate(("busy",), queue_full=True)) == [] and d.machine.queued
+    d = Driver()
+    d(ev.Submitted())
+    assert d(ev.NoCandidate(("paused",), queue_full=True)) == [], "it does not wait in that queue"
+
+
+def test_a_worker_that_declined_as_busy_is_soon_asked_again_and_no_later_each_time() -> None:
+    d = Driver()
+    d(ev.Submitted())
+    for _ in range(20):
+        d(ev.Placed(W1))
+        said_s = d.now_s
+        assert ask(d(ev.OfferDeclined(d.attempt, DeclineReason.BUSY))).excluded == {W1}
+        d(ev.NoCandidate(("excluded",)))
+        assert d.machine.queued and d.machine.would_take(W1, d.now_s), "busy is why it waits"
+        d.now_s = said_s + EXCLUDE_S
+        assert ask(d(ev.CandidatesChanged())).excluded == frozenset()
+    assert not d.ends()
+
+
+def test_a_queued_job_would_not_take_a_worker_that_failed_it() -> None:
+    d = Driver()
+    d(ev.Lost(d.running(), LossReason.SILENT))
+    d(ev.NoCandidate(("busy", "excluded")))
+    assert not d.machine.would_take(W1, d.now_s) and d.machine.would_take(W2, d.now_s)
+    d(ev.Cancelled())
+    assert not d.machine.would_take(W2, d.now_s)
 
 
 def test_waiting_in_mid_stream_fails_and_never_completes() -> None:
@@ -356,7 +435,7 @@ def test_patience_starts_anew_once_a_worker_ran() -> None:
     assert d.ends() == []
 
 
-def test_declines_by_everyone_do_not_renew_patience() -> None:
+def test_declines_by_everyone_do_not_renew_the_wait() -> None:
     d = Driver()
     begun_s = d.now_s
     d(ev.Submitted())
@@ -369,7 +448,7 @@ def test_declines_by_everyone_do_not_renew_patience() -> None:
             d(ev.OfferDeclined(d.attempt, DeclineReason.BUSY))
         else:
             d.tick()
-    assert d.now_s - begun_s <= PATIENCE_S + 2.1
+    assert d.now_s - begun_s <= QUEUE_S + EXCLUDE_S
 
 
 def test_a_change_among_candidates_ends_the_wait_early_but_not_too_often() -> None:

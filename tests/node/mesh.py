@@ -64,6 +64,7 @@ PROMPT = "tell me"
 ANYWHERE = Constraints()
 RHYTHM = Rhythm(3.0, 1.0, 12, 5.0, 10.0)
 PATIENCE_S = 5.0
+QUEUE_S = 30.0
 HANGS_AFTER_S = 300.0
 
 
@@ -77,6 +78,9 @@ class Setup:
     clearance: DataClass = DataClass.RESTRICTED
     region: str = "eu/de/berlin"
     max_running: int = 64
+    max_waiting: int = 64
+    queue_s: float = QUEUE_S
+    idle_unload_s: float = 0.0
     max_neighbours: int = 32
     skew_s: float = 0.0
     bootstrap: tuple[str, ...] = ()
@@ -120,7 +124,10 @@ class MeshNode:
         self._count_streams()
         self.view = PlacementView()
         self.guest = Guest(setup.share, self.settings)
-        self.models = Models(MemoryModels(setup.models), engine, lambda: limits_of(self.guest.share, 4))
+        self.model_store = MemoryModels(setup.models)
+        self.models = Models(
+            self.model_store, engine, lambda: limits_of(self.guest.share, 4), idle_unload_s=setup.idle_unload_s
+        )
         self.receipts = ReceiptKeeper(self.ledger)
         self._compose(boot)
         self.scope = trio.CancelScope()
@@ -151,9 +158,9 @@ class MeshNode:
             self._changed,
         )
         me = Self(self.node, self.setup.name, boot, SOFTWARE, 4096, slots)
-        addresses = self.transport.addresses
+        addresses, trouble = self.transport.addresses, self.models.trouble
         self.advertiser = Advertiser(
-            me, self.guest, self.engine, self.probe, lambda: self.worker.running, self.wall, addresses
+            me, self.guest, self.engine, self.probe, lambda: self.worker.running, self.wall, addresses, trouble
         )
         self.presence = Presence(self.key, lambda: self.proof, lambda: self.certificate, self.advertiser, self.view)
         self.neighbours = self._neighbours()
@@ -196,6 +203,8 @@ class MeshNode:
             self.name_of,
             self.wall,
             patience_s=PATIENCE_S,
+            queue_s=self.setup.queue_s,
+            max_waiting=self.setup.max_waiting,
             max_running=self.setup.max_running,
             history=20,
             dial_timeout_s=3.0,
@@ -233,8 +242,7 @@ class MeshNode:
 
     def _host(self) -> Host:
         facts, share = facts_of(self.certificate), self.guest.share
-        offers, rested = self.advertiser.offers(), self.worker.engine_available
-        return Host(facts, share, offers, self.guest.draining, rested)
+        return Host(facts, share, self.advertiser.offers(), self.guest.draining, self.models.resting())
 
     def _changed(self) -> None:
         self.presence.refresh()

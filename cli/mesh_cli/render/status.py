@@ -14,7 +14,7 @@ from mesh_cli.render.jobs import job_rows, running
 from mesh_cli.render.models import rate_table
 from mesh_cli.render.nodes import by_liveness, peer_table, why
 from mesh_cli.render.share import share_line
-from mesh_cli.render.text import age, clean, dim, heading, plural, size, styled
+from mesh_cli.render.text import age, clean, dim, heading, percent, plural, size, styled
 
 SHOWN_PEERS = 8
 SHOWN_JOBS = 5
@@ -95,7 +95,17 @@ def _engines(view: Mapping[str, Any]) -> list[RenderableType]:
     if not view["engines"]:
         return []
     table = grid("MODEL", "STATE", "PID", "MEMORY", "SLOTS", right=(2, 3, 4), wide=(0,))
+    why_not: list[RenderableType] = []
     for e in view["engines"]:
-        free = f"{e['slots_free']}/{e['slots']}"
-        table.add_row(clean(e["model"]), styled(e["state"]), str(e["pid"]), size(e["rss_bytes"]), free)
-    return [heading("Engines"), table]
+        process = [str(e["pid"]), size(e["rss_bytes"]), f"{e['slots_free']}/{e['slots']}"] if e["pid"] else ["-"] * 3
+        table.add_row(clean(e["model"]), _engine_state(e), *process)
+        if e["reason"]:
+            style = "yellow" if e["state"] == "resting" else "dim"
+            why_not.append(Padding(Text(f"{clean(e['model'])}: {clean(e['reason'])}", style=style), (0, 0, 0, 2)))
+    return [heading("Engines"), table, *why_not]
+
+
+def _engine_state(engine: Mapping[str, Any]) -> Text:
+    """What the engine does; while it loads, how much of the model is there."""
+    state = styled(engine["state"])
+    return state.append(f" {percent(float(engine['loaded_fraction']))}") if engine["state"] == "loading" else state
