@@ -16,8 +16,8 @@ from meshd.core.errors import NoWorker
 from meshd.core.generation import Alternative, FinishReason, Score, Token
 from meshd.core.job import Job, TaskKind
 from meshd.node.views import AnswerEvent, ItemsDelta, Loading, TextDelta
-from tests.api.fake_service import NODE, FakeService, done, opened, plays, says, works
-from tests.api.running import data_of, events_of, running
+from tests.api.fake_service import NODE, FakeService, done, opened, plays, says, says_then_hangs, works
+from tests.api.running import HELLO, data_of, events_of, read_until, running
 from tests.helpers import until
 
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
@@ -220,12 +220,18 @@ async def test_an_echo_of_an_answer_without_text() -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_one_of_several_answers_that_fails_ends_them_all(stream: bool) -> None:
+@pytest.mark.parametrize(
+    ("failure", "status", "code"),
+    [(NoWorker("nobody"), 503, "mesh_no_worker"), (ValueError("bug"), 500, "internal_error")],
+)
+async def test_one_of_several_answers_that_fails_ends_them_all(
+    failure: Exception, status: int, code: str, stream: bool
+) -> None:
     async def script(job: Job) -> AsyncIterator[AnswerEvent]:
         assert job.generation is not None
         if job.generation.sampling.seed == 2:
             await until(lambda: service.running == 3, 5, "all jobs")
-            raise NoWorker("nobody")
+            raise failure
         await trio.sleep_forever()
         yield done(0)
 
@@ -233,7 +239,17 @@ async def test_one_of_several_answers_that_fails_ends_them_all(stream: bool) -> 
     async with running(service) as api:
         answer = await api.chat(n=3, seed=0, stream=stream)
         assert service.running == 0
-    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "mesh_no_worker")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+async def test_a_client_that_leaves_ends_all_its_answers() -> None:
+    body = json.dumps({**HELLO, "n": 3, "stream": True}).encode()
+    async with running(FakeService(says_then_hangs("a"))) as api, await api.connect() as stream:
+        await stream.send_all(api.request(body))
+        await read_until(stream, b'"a"')
+        await until(lambda: api.service.running == 3, 5, "all jobs")
+        await stream.aclose()
+        await until(lambda: api.service.running == 0, 5, "the jobs' cancellation")
 
 
 async def test_a_model_that_loads_is_a_comment_in_a_stream_only() -> None:
