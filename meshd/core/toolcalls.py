@@ -311,9 +311,9 @@ class CallReader:
         return False
 
     def _tell(self) -> None:
-        """Tell the name as soon as it is known, and what is new of the arguments."""
+        """Tell the name once the arguments have begun, and what is new of them."""
         scanner = self._scanner
-        if scanner.name is None:
+        if scanner.name is None or not scanner.arguments:
             return
         if not self._telling:
             self._telling = True
@@ -337,7 +337,8 @@ class CallReader:
         self._scanner = self._new_scanner()
 
     def _break(self) -> None:
-        """This is no call: say its text."""
+        """This is no call: say its text. What would have been told of it, had it come in smaller pieces, is told."""
+        self._tell()
         if self._telling:
             self._events.append(CallBroken(self._begun - 1))
         text = "".join(self._raw)

@@ -133,8 +133,8 @@ def test_text_is_held_back_only_while_it_may_become_a_call() -> None:
 
 def test_arguments_are_told_as_they_come() -> None:
     reader = CallReader(HERMES, NAMES)
-    assert reader.feed('<tool_call>{"name": "weather"') == [CallBegun(0, "weather")]
-    assert reader.feed(', "arguments": {"a') == [CallArguments(0, '{"a')]
+    assert reader.feed('<tool_call>{"name": "weather", "arguments": ') == []
+    assert reader.feed('{"a') == [CallBegun(0, "weather"), CallArguments(0, '{"a')]
     assert reader.feed('": 1}') == [CallArguments(0, '": 1}')]
     assert reader.feed("}") == [CallEnded(0)]
 
@@ -152,6 +152,13 @@ def test_an_answer_cut_inside_a_call_keeps_what_came_of_it() -> None:
 def test_calls_without_end_stay_bounded() -> None:
     read = Read(HERMES, [hermes("weather", "{}") * 500])
     assert read.whole == 128 and read.text == hermes("weather", "{}") * (500 - 128)
+
+
+def test_a_call_that_breaks_is_numbered_alike_in_one_piece_and_in_many() -> None:
+    answer = hermes("weather", "{x}") + hermes("weather", "{}")
+    assert Read(HERMES, [answer]).told == Read(HERMES, answer).told
+    assert list(Read(HERMES, [answer]).calls) == [1]
+    assert list(Read(HERMES, ['<tool_call>{"name": "weather", "parameters": ', hermes("weather", "{}")]).calls) == [0]
 
 
 ALPHABET = st.sampled_from(
