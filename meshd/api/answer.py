@@ -1,4 +1,4 @@
-"""Runs one job for one HTTP request: the whole answer at once, or as a stream of events.
+"""Runs the jobs of one HTTP request: the whole answer at once, or as a stream of events.
 
 Leaving `service.submit()` cancels the job everywhere. The gate cancels us when the client goes away; `closing` is
 set when the daemon stops, so that a stream ends in a typed error and not in a cut line.
@@ -7,21 +7,19 @@ set when the daemon stops, so that a stream ends in a typed error and not in a c
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import trio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from meshd.api.chunks import KEEPALIVE, Chunks, error_event, loading_comment, reroute_comment
+from meshd.api.chunks import KEEPALIVE, Streamed, Whole, loading_comment, reroute_comment
 from meshd.api.contract import JOB_HEADER
 from meshd.api.errors import error_response, json_response
-from meshd.api.parse import ChatRequest
 from meshd.core.errors import MeshError, Overloaded
 from meshd.core.job import Job
-from meshd.node.views import AnswerEvent, JobDone, Loading, Rerouted, Service, TextDelta
+from meshd.node.views import AnswerEvent, ItemsDelta, JobDone, Loading, Opened, Rerouted, Service, TextDelta
 
 _log = logging.getLogger("meshd.api")
 
@@ -75,45 +73,77 @@ async def _events(service: Service, job: Job) -> AsyncIterator[AsyncIterator[Ans
                 await events.aclose()
 
 
-async def _outcome(closing: Closing, work: Callable[[], Awaitable[None]], job: Job) -> MeshError | None:
+async def _outcome(closing: Closing, work: Callable[[], Awaitable[None]], jobs: Sequence[Job]) -> MeshError | None:
     """Do ``work``; the error to tell the client, None when all went well."""
     try:
         await closing.guard(work)
     except MeshError as error:
         return error
     except Exception:  # noqa: BLE001 - the door of a job: its client must get a typed error, the daemon lives on
-        _log.exception("job %s: unexpected error", job.id)
+        _log.exception("job %s: unexpected error", jobs[0].id)
         return InternalError("internal error; the daemon's log has the details")
     return None
 
 
-class WholeAnswer:
-    """An ASGI endpoint's answer that is sent when the job is done."""
+async def _each(jobs: Sequence[Job], one: Callable[[int, Job], Awaitable[None]]) -> None:
+    """Do ``one`` for every job at once; the first MeshError ends the others and is raised."""
+    if len(jobs) == 1:
+        await one(0, jobs[0])
+        return
+    faults: list[MeshError] = []
 
-    def __init__(self, service: Service, job: Job, request: ChatRequest, closing: Closing) -> None:
-        self._service, self._job, self._closing = service, job, closing
-        self._chunks = Chunks(request, job.id, int(time.time()))
+    async def guarded(choice: int, job: Job) -> None:
+        try:
+            await one(choice, job)
+        except MeshError as error:
+            faults.append(error)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for choice, job in enumerate(jobs):
+            nursery.start_soon(guarded, choice, job)
+    if faults:
+        raise faults[0]
+
+
+def _job_header(jobs: Sequence[Job]) -> dict[str, str]:
+    return {JOB_HEADER: ", ".join(job.id for job in jobs)}
+
+
+class WholeAnswer:
+    """An ASGI endpoint's answer that is sent when all its jobs are done."""
+
+    def __init__(self, service: Service, jobs: Sequence[Job], render: Whole, closing: Closing) -> None:
+        self._service, self._jobs, self._closing = service, jobs, closing
+        self._render = render
         self._response: Response | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = await _outcome(self._closing, self._run, self._job)
+        error = await _outcome(self._closing, self._run, self._jobs)
         if error is not None:
-            self._response = error_response(error, {JOB_HEADER: self._job.id})
+            self._response = error_response(error, _job_header(self._jobs))
         assert self._response is not None  # noqa: S101 - _run sets it or fails
         await self._response(scope, receive, send)
 
     async def _run(self) -> None:
-        parts: list[str] = []
+        await _each(self._jobs, self._collect)
+        self._response = await trio.to_thread.run_sync(self._respond) if self._render.large else self._respond()
+
+    def _respond(self) -> Response:
+        return json_response(self._render.body(), headers=_job_header(self._jobs))
+
+    async def _collect(self, choice: int, job: Job) -> None:
         attempts = 1
-        async with _events(self._service, self._job) as events:
+        async with _events(self._service, job) as events:
             async for event in events:
-                if isinstance(event, TextDelta):
-                    parts.append(event.text)
+                if isinstance(event, TextDelta | ItemsDelta):
+                    self._render.take(choice, event)
+                elif isinstance(event, Opened):
+                    self._render.opened(choice, event.opening)
                 elif isinstance(event, Rerouted):
                     attempts = event.attempt
                 elif isinstance(event, JobDone):
-                    body = self._chunks.whole("".join(parts), event, attempts)
-                    self._response = json_response(body, headers={JOB_HEADER: self._job.id})
+                    self._render.done(choice, event, attempts)
                     return
         raise _unfinished()
 
@@ -124,12 +154,14 @@ class StreamedAnswer:
     Nothing is sent before the first event (or the first keepalive), so that an early failure has its own status.
     """
 
-    def __init__(self, service: Service, job: Job, request: ChatRequest, closing: Closing, keepalive_s: float) -> None:
-        self._service, self._job, self._closing = service, job, closing
-        self._chunks = Chunks(request, job.id, int(time.time()))
+    def __init__(
+        self, service: Service, jobs: Sequence[Job], render: Streamed, closing: Closing, keepalive_s: float
+    ) -> None:
+        self._service, self._jobs, self._closing = service, jobs, closing
+        self._render = render
         self._keepalive_s = keepalive_s
-        self._attempts = 1
-        self._started = self._opened = self._ended = False
+        self._running = len(jobs)
+        self._started = self._ended = False
         self._write_lock = trio.Lock()
         self._written_at = trio.current_time()
 
@@ -137,38 +169,46 @@ class StreamedAnswer:
         self._send = send
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_alive)
-            error = await _outcome(self._closing, self._relay, self._job)
+            error = await _outcome(self._closing, self._relay_all, self._jobs)
             nursery.cancel_scope.cancel()
         if error is None or self._ended:
             return
         if self._started:
-            await self._write(error_event(error), last=True)
+            await self._write(self._render.failed(error), last=True)
         else:
-            await error_response(error, {JOB_HEADER: self._job.id})(scope, receive, send)
+            await error_response(error, _job_header(self._jobs))(scope, receive, send)
 
-    async def _relay(self) -> None:
-        async with _events(self._service, self._job) as events:
+    async def _relay_all(self) -> None:
+        await _each(self._jobs, self._relay)
+
+    async def _relay(self, choice: int, job: Job) -> None:
+        attempts = 1
+        async with _events(self._service, job) as events:
             async for event in events:
                 if isinstance(event, TextDelta):
-                    await self._write(self._open() + self._chunks.text(event.text))
+                    await self._write(self._render.text(choice, event))
+                elif isinstance(event, Opened):
+                    await self._write(self._render.opened(choice, event.opening))
                 elif isinstance(event, Rerouted):
-                    self._attempts = event.attempt
+                    attempts = event.attempt
                     await self._write(reroute_comment(event))
                 elif isinstance(event, Loading):
                     await self._write(loading_comment(event))
                 elif isinstance(event, JobDone):
-                    await self._write(self._open() + self._chunks.closing(event, self._attempts), last=True)
+                    await self._done(choice, event, attempts)
                     return
         raise _unfinished()
 
-    def _open(self) -> bytes:
-        """The opening chunk, once."""
-        if self._opened:
-            return b""
-        self._opened = True
-        return self._chunks.opening()
+    async def _done(self, choice: int, done: JobDone, attempts: int) -> None:
+        """The end of one answer; that of the last ends the stream."""
+        self._running -= 1
+        last = not self._running
+        data = self._render.done(choice, done, attempts)
+        await self._write(data + self._render.end() if last else data, last=last)
 
     async def _write(self, data: bytes, *, last: bool = False) -> None:
+        if not data:
+            return
         try:
             self._write_lock.acquire_nowait()
         except trio.WouldBlock:
@@ -190,7 +230,7 @@ class StreamedAnswer:
         return [
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-cache"),
-            (JOB_HEADER.lower().encode(), self._job.id.encode()),
+            *((name.lower().encode(), value.encode()) for name, value in _job_header(self._jobs).items()),
         ]
 
     async def _keep_alive(self) -> None:

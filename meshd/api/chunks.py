@@ -1,25 +1,58 @@
-"""The bytes of an answer, streamed (SSE) or whole, as OpenAI's clients expect them. Pure.
+"""What the bytes of all answers share: comments, events, usage, and what an answer is to whoever sends it. Pure.
 
-One instance a request: what stays the same in every chunk is serialised once. All JSON is ASCII, because some
-clients split events at U+2028 and its like.
+All JSON is ASCII, because some clients split events at U+2028 and its like.
 """
 
 from __future__ import annotations
 
 import json
-from json.encoder import encode_basestring_ascii as _quoted
+from collections.abc import Sequence
+from json.encoder import encode_basestring_ascii
+from typing import Protocol
 from urllib.parse import quote
 
 from meshd.api.errors import mesh_error_object
-from meshd.api.parse import ChatRequest
 from meshd.core.errors import MeshError
-from meshd.core.generation import Usage
+from meshd.core.generation import Opening, Usage
 from meshd.core.ids import JobId
-from meshd.node.views import JobDone, Loading, Rerouted
+from meshd.node.views import ItemsDelta, JobDone, Loading, Rerouted, TextDelta
 
 KEEPALIVE = b": mesh waiting\n\n"
 DONE = b"data: [DONE]\n\n"
-_MARK = '"\x00"'  # cannot occur in serialised JSON, so that it splits a template safely
+MARK = '"\x00"'  # cannot occur in serialised JSON, so that it splits a template safely
+
+quoted = encode_basestring_ascii
+
+
+class Streamed(Protocol):
+    """The bytes of a streamed answer. ``choice`` counts the request's jobs from 0; after every one's ``done`` comes
+    one ``end``. ``failed`` may come at any time instead, and is the last."""
+
+    def opened(self, choice: int, opening: Opening) -> bytes: ...
+
+    def text(self, choice: int, delta: TextDelta) -> bytes: ...
+
+    def done(self, choice: int, done: JobDone, attempts: int) -> bytes: ...
+
+    def end(self) -> bytes: ...
+
+    def failed(self, error: MeshError) -> bytes: ...
+
+
+class Whole(Protocol):
+    """An answer that is sent when all is done. ``large``: making the body takes long enough for a thread."""
+
+    def opened(self, choice: int, opening: Opening) -> None: ...
+
+    def take(self, choice: int, delta: TextDelta | ItemsDelta) -> None: ...
+
+    def done(self, choice: int, done: JobDone, attempts: int) -> None: ...
+
+    @property
+    def large(self) -> bool: ...
+
+    def body(self) -> dict[str, object]:
+        """The answer as JSON. Raises MeshError when what came is not an answer to what was asked."""
 
 
 def reroute_comment(event: Rerouted) -> bytes:
@@ -39,89 +72,64 @@ def loading_comment(event: Loading) -> bytes:
     return f": mesh loading worker={quote(event.worker_name)} percent={event.fraction * 100:.0f}\n\n".encode()
 
 
+def event_bytes(body: object) -> bytes:
+    """One event without a name, as chat and completions stream them."""
+    return b"data: " + json.dumps(body).encode("ascii") + b"\n\n"
+
+
 def error_event(error: MeshError) -> bytes:
     """The event that ends a stream which cannot be completed; nothing may follow it."""
-    return b"data: " + json.dumps(mesh_error_object(error)).encode() + b"\n\n"
+    return event_bytes(mesh_error_object(error))
 
 
-def _usage(usage: Usage) -> dict[str, int]:
+def template_of(chunk: dict[str, object]) -> tuple[str, str]:
+    """The two halves of an event that has MARK in place of its text."""
+    before, after = json.dumps(chunk).split(json.dumps(MARK))
+    return f"data: {before}", f"{after}\n\n"
+
+
+def total(usages: Sequence[Usage], n: int) -> Usage:
+    """The usage of a request whose prompts were answered ``n`` times each: a prompt counts once, and as cached only
+    what every answer to it found cached."""
+    prompts = [usages[at : at + n] for at in range(0, len(usages), n)]
+    return Usage(
+        sum(max(u.prompt_tokens for u in of) for of in prompts),
+        sum(u.completion_tokens for u in usages),
+        sum(min(u.cached_tokens for u in of) for of in prompts),
+    )
+
+
+def usage_object(usage: Usage) -> dict[str, object]:
+    """OpenAI's ``usage``."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
 
 
-class Chunks:
-    """Serialises one answer. ``created_s``: wall clock, whole seconds."""
+class Account:
+    """What became of the jobs of one request: their usage and receipts. ``n``: answers a prompt."""
 
-    def __init__(self, request: ChatRequest, job: JobId, created_s: int) -> None:
-        self._chat = request.chat
-        self._job = job
-        self._include_usage = request.include_usage
-        self._head: dict[str, object] = {
-            "id": ("chatcmpl-" if request.chat else "cmpl-") + job.removeprefix("job_"),
-            "object": self._object(stream=True),
-            "created": created_s,
-            "model": request.model,
-        }
-        template = json.dumps(self._chunk([self._choice(_MARK, None)]))
-        before, after = template.split(json.dumps(_MARK))
-        self._before, self._after = f"data: {before}", f"{after}\n\n"
+    def __init__(self, jobs: Sequence[JobId], n: int) -> None:
+        self._jobs = jobs
+        self._n = n
+        self._usages: list[Usage] = [Usage(0, 0)] * len(jobs)
+        self._mesh: list[dict[str, object]] = [{"job": job} for job in jobs]
 
-    def _object(self, *, stream: bool) -> str:
-        if not self._chat:
-            return "text_completion"
-        return "chat.completion.chunk" if stream else "chat.completion"
+    def done(self, choice: int, done: JobDone, attempts: int) -> dict[str, object]:
+        """Note a job's end; its ``mesh`` object."""
+        self._usages[choice] = done.usage
+        self._mesh[choice] = {"job": self._jobs[choice], "receipt": done.receipt_id, "attempts": attempts}
+        return self._mesh[choice]
 
-    def _choice(self, text: str | None, finish: str | None) -> dict[str, object]:
-        said: dict[str, object] = {"text": text or ""}
-        if self._chat:
-            said = {"delta": {} if text is None else {"content": text}}
-        return {"index": 0, **said, "logprobs": None, "finish_reason": finish}
+    @property
+    def usage(self) -> Usage:
+        """Of all jobs together."""
+        return total(self._usages, self._n)
 
-    def _chunk(self, choices: list[dict[str, object]], **more: object) -> dict[str, object]:
-        # With include_usage OpenAI's every chunk but the last carries a null usage.
-        usage: dict[str, object] = {"usage": None} if self._include_usage else {}
-        return {**self._head, "choices": choices, **usage, **more}
-
-    def opening(self) -> bytes:
-        """The chunk that names the role; completions have none."""
-        if not self._chat:
-            return b""
-        choice = self._choice("", None)
-        choice["delta"] = {"role": "assistant", "content": ""}
-        return self._event(self._chunk([choice]))
-
-    def text(self, text: str) -> bytes:
-        """One chunk of new text."""
-        return (self._before + _quoted(text) + self._after).encode("ascii")
-
-    def closing(self, done: JobDone, attempts: int) -> bytes:
-        """The chunk with the finish reason, the usage when asked for, and [DONE]."""
-        mesh = self._mesh(done, attempts)
-        end = self._event(self._chunk([self._choice(None, str(done.finish))], mesh=mesh))
-        if self._include_usage:
-            end += self._event(self._chunk([], usage=_usage(done.usage), mesh=mesh))
-        return end + DONE
-
-    def whole(self, text: str, done: JobDone, attempts: int) -> dict[str, object]:
-        """The body of an answer that is not streamed."""
-        said: dict[str, object] = {"text": text}
-        if self._chat:
-            said = {"message": {"role": "assistant", "content": text, "refusal": None}}
-        choice = {"index": 0, **said, "logprobs": None, "finish_reason": str(done.finish)}
-        return {
-            **self._head,
-            "object": self._object(stream=False),
-            "choices": [choice],
-            "usage": _usage(done.usage),
-            "mesh": self._mesh(done, attempts),
-        }
-
-    def _mesh(self, done: JobDone, attempts: int) -> dict[str, object]:
-        return {"job": self._job, "receipt": done.receipt_id, "attempts": attempts}
-
-    @staticmethod
-    def _event(chunk: dict[str, object]) -> bytes:
-        return b"data: " + json.dumps(chunk).encode("ascii") + b"\n\n"
+    @property
+    def mesh(self) -> dict[str, object]:
+        """The ``mesh`` object of the whole answer: that of its job, or those of its jobs."""
+        return self._mesh[0] if len(self._mesh) == 1 else {"jobs": self._mesh}

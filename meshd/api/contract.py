@@ -20,10 +20,20 @@ MODELS: Final = "/mesh/v1/models"  # GET -> {"models": [MeshModelView]}; POST {"
 MODEL: Final = "/mesh/v1/models/{name:path}"  # DELETE -> {}
 INVITES: Final = "/mesh/v1/invites"  # POST {"site","region","clearance","valid_s","uses","labels"} -> {"invite": str}
 NOOP: Final = "/mesh/v1/noop"  # POST {"worker"?, "count"?, "concurrency"?} -> NoopReport: no-op tasks, timed
+TOKENIZE: Final = "/mesh/v1/tokenize"  # POST {"model", "text"|"messages", "special"?, "pieces"?} -> {"tokens": [ids]}
+DETOKENIZE: Final = "/mesh/v1/detokenize"  # POST {"model", "tokens", "special"?} -> {"text": str}
 SHUTDOWN: Final = "/mesh/v1/shutdown"  # POST -> {}
+V1_MODELS: Final = "/v1/models"  # these six as OpenAI's clients call them
+V1_MODEL: Final = "/v1/models/{name:path}"
+V1_CHAT: Final = "/v1/chat/completions"
+V1_COMPLETIONS: Final = "/v1/completions"
+V1_EMBEDDINGS: Final = "/v1/embeddings"
+V1_RESPONSES: Final = "/v1/responses"
+OPENAPI: Final = "/openapi.json"  # GET -> what all these routes take and answer, as OpenAPI 3.1
 HEALTH: Final = "/healthz"  # GET, no token -> {"ok": true}
 
 JOB_HEADER: Final = "X-Mesh-Job"
+"""Names the request's job; of several answers at once all jobs, in order, with commas."""
 
 STATUS_OF: Final[dict[str, int]] = {
     "invalid_request": 400,

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from meshd.api import contract
+from meshd.api import contract, openapi
 from meshd.api import parse_mesh as parse
 from meshd.api.errors import json_response
 from meshd.api.jsonbody import decode
@@ -19,7 +19,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class MeshRoutes:
-    """/mesh/v1 and /healthz."""
+    """/mesh/v1, /healthz and /openapi.json."""
 
     def __init__(self, service: Service, drain_s: float) -> None:
         self._service = service
@@ -30,6 +30,7 @@ class MeshRoutes:
         s = self._service
         return [
             Route(contract.HEALTH, self.health, methods=["GET"]),
+            Route(contract.OPENAPI, self.openapi, methods=["GET"]),
             Route(contract.STATUS, self.status, methods=["GET"]),
             Route(contract.NODES, self.nodes, methods=["GET"]),
             Route(contract.JOBS, self.jobs, methods=["GET"]),
@@ -57,6 +58,10 @@ class MeshRoutes:
     async def health(self, request: Request) -> Response:
         """Says that the daemon answers, and nothing else: no token is asked."""
         return json_response({"ok": True})
+
+    async def openapi(self, request: Request) -> Response:
+        """What all routes take and answer."""
+        return Response(openapi.document_bytes(), media_type="application/json")
 
     async def status(self, request: Request) -> Response:
         """Me, peers, jobs, models, limits."""

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 import trio
 
 from meshd.core.errors import MeshError, NotFound
-from meshd.core.generation import FinishReason, Usage
+from meshd.core.generation import FinishReason, Opening, Usage
 from meshd.core.ids import JobId, job_id
 from meshd.core.job import Job
 from meshd.node.views import (
     AnswerEvent,
     InviteRequest,
+    ItemsDelta,
     JobDone,
     JobView,
     MeshModelView,
@@ -22,19 +23,46 @@ from meshd.node.views import (
     NodeView,
     NoopReport,
     NoopRequest,
+    Opened,
     OrgView,
     ShareView,
     StatusView,
     TextDelta,
 )
+from meshd.testing.fakes import fake_answer
 
 DIGEST = "ab" * 32
+NODE = "12D3KooW" + "A" * 44
 RECEIPT = "rcpt_1"
 Script = Callable[[Job], AsyncIterator[AnswerEvent]]
 
 
-def done(tokens: int, finish: FinishReason = FinishReason.STOP) -> JobDone:
-    return JobDone(finish, Usage(7, tokens), None, RECEIPT)
+def done(tokens: int, finish: FinishReason = FinishReason.STOP, cached: int = 0) -> JobDone:
+    return JobDone(finish, Usage(7, tokens, cached), None, RECEIPT)
+
+
+def opened(tool_syntax: str = "", cached: int = 0) -> Opened:
+    return Opened(Opening(7, (), cached, tool_syntax))
+
+
+def works(length: int = 3) -> Script:
+    """Any kind of work, done as the fake engine does it; a generation's answer has ``length`` tokens."""
+
+    async def script(job: Job) -> AsyncIterator[AnswerEvent]:
+        assert job.work is not None
+        yield opened()
+        items = fake_answer(job.work, length)
+        if job.generation is None:
+            if items:
+                yield ItemsDelta(items)
+            yield done(0)
+            return
+        for token in items:
+            scored = () if token.score is None else (token,)
+            yield TextDelta(token.piece.decode(), 1, scored)
+        yield done(len(items))
+
+    return script
 
 
 def says(*texts: str) -> Script:
@@ -93,7 +121,7 @@ class FakeAnswer:
 
 def _node() -> NodeView:
     return NodeView(
-        id="12D3KooW" + "A" * 44,
+        id=NODE,
         name="desk",
         site="hq",
         region="eu/de",
@@ -118,6 +146,7 @@ def _node() -> NodeView:
 class FakeService:
     script: Script = field(default_factory=lambda: says("Hello", " world"))
     submitted: list[Job] = field(default_factory=list)
+    ids: int = 0
     running: int = 0
     calls: list[tuple[object, ...]] = field(default_factory=list)
     failure: Exception | None = None
@@ -133,13 +162,14 @@ class FakeService:
             self.running -= 1
 
     def new_job_id(self) -> JobId:
-        return job_id(len(self.submitted).to_bytes(16, "big"))
+        self.ids += 1
+        return job_id(self.ids.to_bytes(16, "big"))
 
     def new_seed(self) -> int:
         return 4242
 
     def mesh_models(self) -> tuple[MeshModelView, ...]:
-        return (MeshModelView("org/tiny", DIGEST, 2048, ("12D3KooW" + "A" * 44,), True),)
+        return (MeshModelView("org/tiny", DIGEST, 2048, (NODE,), True, (NODE,), ("generate", "embed")),)
 
     def _did(self, *call: object) -> None:
         self.calls.append(call)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import openai
+import pydantic
 import pytest
+from openai.types import Completion, CreateEmbeddingResponse, Model
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.responses import Response
 
 from meshd.core.chat import Message
 from meshd.core.classes import DataClass, Region
 from meshd.core.errors import ContextOverflow, NoWorker, Overloaded, UnknownModel
 from meshd.core.generation import FinishReason
 from meshd.node.views import Rerouted, TextDelta
-from tests.api.fake_service import RECEIPT, FakeService, done, plays, says
-from tests.api.running import running
+from tests.api.fake_service import RECEIPT, FakeService, done, opened, plays, says, works
+from tests.api.running import data_of, events_of, running
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -107,6 +114,143 @@ async def test_models() -> None:
             await api.openai(lambda c: c.models.retrieve("other"))
     assert [m.id for m in listed] == ["org/tiny"] and one.id == "org/tiny"
     assert caught.value.code == "model_not_found"
+
+
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Bonn"}}</tool_call>'
+
+
+async def test_tools_whole_and_streamed() -> None:
+    texts = (CALL[:20], CALL[20:50], CALL[50:], "\n" + CALL)
+    script = plays(opened("hermes"), *(TextDelta(t, 1) for t in texts), done(4))
+    async with running(FakeService(script)) as api:
+        whole = await api.openai(lambda c: c.chat.completions.create(model="tiny", messages=HI, tools=TOOLS))
+
+        def stream(client: openai.OpenAI) -> Any:
+            with client.chat.completions.stream(model="tiny", messages=HI, tools=TOOLS) as events:
+                names = [e.name for e in events if e.type == "tool_calls.function.arguments.done"]
+                return names, events.get_final_completion()
+
+        names, final = await api.openai(stream)
+    assert names == ["weather", "weather"]
+    for answer in (whole, final):
+        assert answer.choices[0].finish_reason == "tool_calls" and not answer.choices[0].message.content
+        calls = answer.choices[0].message.tool_calls
+        assert [json.loads(call.function.arguments) for call in calls] == [{"city": "Bonn"}] * 2
+        assert len({call.id for call in calls}) == 2 and all(call.id.startswith("call_") for call in calls)
+    again = {"role": "tool", "tool_call_id": whole.choices[0].message.tool_calls[0].id, "content": "rain"}
+    history = [*HI, whole.choices[0].message, again]
+    async with running(FakeService()) as api:
+        await api.openai(lambda c: c.chat.completions.create(model="tiny", messages=history, tools=TOOLS))
+    (job,) = api.service.submitted
+    assert job.generation is not None
+    assert job.generation.prompt.messages[2] == Message("tool", "rain", (), again["tool_call_id"], "weather")
+
+
+async def test_a_format_is_parsed() -> None:
+    class Person(pydantic.BaseModel):
+        name: str
+
+    async with running(FakeService(says('{"name": ', '"Ada"}'))) as api:
+        answer = await api.openai(lambda c: c.chat.completions.parse(model="tiny", messages=HI, response_format=Person))
+    assert answer.choices[0].message.parsed == Person(name="Ada")
+    (job,) = api.service.submitted
+    assert job.generation is not None and json.loads(job.generation.format.schema)["required"] == ["name"]
+
+
+async def test_probabilities() -> None:
+    async with running(FakeService(works(3))) as api:
+        whole = await api.openai(
+            lambda c: c.chat.completions.create(model="tiny", messages=HI, logprobs=True, top_logprobs=2)
+        )
+        chunks = await api.openai(
+            lambda c: list(c.chat.completions.create(model="tiny", messages=HI, logprobs=True, stream=True))
+        )
+        legacy = await api.openai(lambda c: c.completions.create(model="tiny", prompt="x", logprobs=2))
+    told = whole.choices[0].logprobs.content
+    assert "".join(entry.token for entry in told) == whole.choices[0].message.content
+    assert all(bytes(entry.bytes).decode() == entry.token and len(entry.top_logprobs) == 2 for entry in told)
+    streamed = [chunk.choices[0].logprobs for chunk in chunks]
+    assert sum(len(logprobs.content) for logprobs in streamed if logprobs) == 3
+    assert "".join(legacy.choices[0].logprobs.tokens) == legacy.choices[0].text
+    assert all(len(top) == 3 for top in legacy.choices[0].logprobs.top_logprobs)
+
+
+async def test_several_answers() -> None:
+    async with running(FakeService(works(2))) as api:
+        whole = await api.openai(lambda c: c.chat.completions.create(model="tiny", messages=HI, n=3, seed=1))
+        chunks = await api.openai(
+            lambda c: list(c.chat.completions.create(model="tiny", messages=HI, n=3, seed=1, stream=True))
+        )
+        lists = await api.openai(lambda c: c.completions.create(model="tiny", prompt=["a", "b"], n=2, max_tokens=1))
+        tokens = await api.openai(lambda c: c.completions.create(model="tiny", prompt=[1, 2]))
+    texts = [choice.message.content for choice in whole.choices]
+    assert len(set(texts)) == 3
+    told = ["".join(c.choices[0].delta.content or "" for c in chunks if c.choices[0].index == i) for i in range(3)]
+    assert told == texts
+    assert [choice.index for choice in lists.choices] == [0, 1, 2, 3] and lists.usage.completion_tokens == 4
+    assert tokens.choices[0].text
+
+
+async def test_embeddings() -> None:
+    async with running(FakeService(works())) as api:
+        coded = await api.openai(lambda c: c.embeddings.create(model="tiny", input=["a", "b"]))
+        plain = await api.openai(lambda c: c.embeddings.create(model="tiny", input="a", encoding_format="float"))
+        await api.openai(lambda c: c.embeddings.create(model="tiny", input=[[1, 2], [3]]))
+    assert [(d.index, d.embedding) for d in coded.data] == [(0, [0.0, 2.0]), (1, [1.0, 2.0])]
+    assert plain.data[0].embedding == [0.0, 1.0] and plain.usage.total_tokens == 7
+    last = api.service.submitted[-1].embedding
+    assert last is not None and [prompt.tokens for prompt in last.inputs] == [(1, 2), (3,)]
+
+
+@pytest.mark.parametrize(("finish", "status"), [(FinishReason.STOP, "completed"), (FinishReason.LENGTH, "incomplete")])
+async def test_responses(finish: FinishReason, status: str) -> None:
+    script = plays(TextDelta("Hel", 1), TextDelta("lo", 1), done(2, finish, cached=3))
+    asked: dict[str, Any] = {"model": "tiny", "input": HI, "instructions": "be kind", "metadata": {"a": "b"}}
+
+    def stream(client: openai.OpenAI) -> Any:
+        with client.responses.stream(**asked) as events:
+            seen = list(events)
+            return seen, events.get_final_response() if status == "completed" else seen[-1].response
+
+    async with running(FakeService(script)) as api:
+        whole = await api.openai(lambda c: c.responses.create(**asked))
+        raw = await api.openai(lambda c: list(c.responses.create(**asked, stream=True)))
+        seen, final = await api.openai(stream)
+    for response in (whole, final):
+        assert (response.output_text, response.status) == ("Hello", status)
+        assert response.usage.input_tokens_details.cached_tokens == 3 and response.usage.total_tokens == 9
+        assert (response.instructions, response.metadata) == ("be kind", {"a": "b"})
+        Response.model_validate(response.to_dict(exclude_unset=True))  # strictly, as the client itself does not
+    assert (whole.incomplete_details is not None) == (status == "incomplete")
+    assert [event.type.removeprefix("response.") for event in raw] == [
+        "created", "in_progress", "output_item.added", "content_part.added", "output_text.delta", "output_text.delta",
+        "output_text.done", "content_part.done", "output_item.done", status,
+    ]  # fmt: skip
+    assert [event.sequence_number for event in raw] == list(range(10))
+    assert seen[-1].type == f"response.{status}"
+    assert "".join(event.delta for event in raw if event.type == "response.output_text.delta") == "Hello"
+
+
+async def test_every_kind_of_answer_is_strictly_what_the_client_declares() -> None:
+    """The client builds its types without checking them; here they are checked."""
+    tools = plays(opened("hermes"), TextDelta(CALL, 1), done(1))
+    async with running(FakeService(works())) as api:
+        for path, body, kind in (
+            ("chat/completions", {"messages": HI, "logprobs": True, "top_logprobs": 1, "n": 2}, ChatCompletion),
+            ("completions", {"prompt": "x", "logprobs": 1}, Completion),
+            ("embeddings", {"input": "x"}, CreateEmbeddingResponse),
+            ("responses", {"input": "x"}, Response),
+        ):
+            answer = await api.http.post(f"/v1/{path}", json={"model": "m", **body})
+            kind.model_validate(answer.json())
+        api.service.script = tools
+        ChatCompletion.model_validate((await api.chat(tools=TOOLS)).json())
+        streamed = await api.chat(tools=TOOLS, stream=True)
+        for event in events_of(streamed.text)[:-1]:
+            ChatCompletionChunk.model_validate(data_of(event))
+        for model in (await api.http.get("/v1/models")).json()["data"]:
+            Model.model_validate(model)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -56,7 +56,7 @@ BAD: list[tuple[str, dict[str, Any], int, str]] = [
     ("temperature", {"temperature": -1}, 400, "invalid_request"),
     ("top_p", {"top_p": 1.5}, 400, "invalid_request"),
     ("seed", {"seed": "seven"}, 400, "invalid_request"),
-    ("n", {"n": 2}, 400, "invalid_request"),
+    ("n", {"n": 17}, 400, "invalid_request"),
     ("max_tokens", {"max_tokens": 0}, 400, "invalid_request"),
     ("stop", {"stop": [""]}, 400, "invalid_request"),
     ("unheard-of field", {"colour": "blue"}, 400, "invalid_request"),
