@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import trio
 from starlette.responses import Response
@@ -148,6 +149,15 @@ class WholeAnswer:
         raise _unfinished()
 
 
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """How long a stream may say nothing before a comment goes down it: at its very beginning, where a job that nobody
+    takes must be able to fail with a status of its own, and later."""
+
+    first_s: float
+    later_s: float
+
+
 class StreamedAnswer:
     """An ASGI endpoint's answer as server-sent events.
 
@@ -155,11 +165,11 @@ class StreamedAnswer:
     """
 
     def __init__(
-        self, service: Service, jobs: Sequence[Job], render: Streamed, closing: Closing, keepalive_s: float
+        self, service: Service, jobs: Sequence[Job], render: Streamed, closing: Closing, silence: Silence
     ) -> None:
         self._service, self._jobs, self._closing = service, jobs, closing
         self._render = render
-        self._keepalive_s = keepalive_s
+        self._silence = silence
         self._running = len(jobs)
         self._started = self._ended = False
         self._write_lock = trio.Lock()
@@ -233,11 +243,14 @@ class StreamedAnswer:
             *((name.lower().encode(), value.encode()) for name, value in _job_header(self._jobs).items()),
         ]
 
+    def _comment_due_s(self) -> float:
+        return self._written_at + (self._silence.later_s if self._started else self._silence.first_s)
+
     async def _keep_alive(self) -> None:
         """A comment whenever nothing was written for a while; a writer that is busy needs none."""
         while not self._ended:
-            await trio.sleep_until(self._written_at + self._keepalive_s)
-            due = trio.current_time() >= self._written_at + self._keepalive_s
+            await trio.sleep_until(self._comment_due_s())
+            due = trio.current_time() >= self._comment_due_s()
             if due and not self._ended and not self._write_lock.locked():
                 await self._write(KEEPALIVE)
             elif self._write_lock.locked():

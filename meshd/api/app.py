@@ -10,7 +10,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from meshd.api.answer import Closing
+from meshd.api.answer import Closing, Silence
 from meshd.api.errors import error_response, plain_error
 from meshd.api.gate import Gate
 from meshd.api.mesh_routes import MeshRoutes
@@ -30,15 +30,17 @@ def build_app(
     token: Callable[[], str],
     *,
     keepalive_s: float = KEEPALIVE_S,
+    patience_s: float = 0.0,
     drain_s: float = DRAIN_S,
 ) -> Starlette:
     """The local API of ``service``. ``token()`` is the bearer token that counts now; an empty one admits nobody.
+    ``patience_s``: how long a job may wait for a worker; no stream begins with a comment before that.
 
     ``app.state.closing.close()`` ends every running answer with a typed error; `meshd.api.serve.serve` calls it.
     """
     closing = Closing()
     routes = [
-        *OpenAIRoutes(service, closing, keepalive_s).routes(),
+        *OpenAIRoutes(service, closing, Silence(max(patience_s, keepalive_s), keepalive_s)).routes(),
         *MeshRoutes(service, drain_s).routes(),
     ]
     app = Starlette(

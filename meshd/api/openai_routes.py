@@ -13,7 +13,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from meshd.api import contract
-from meshd.api.answer import Closing, StreamedAnswer, WholeAnswer
+from meshd.api.answer import Closing, Silence, StreamedAnswer, WholeAnswer
 from meshd.api.asked import Request, TextRequest
 from meshd.api.chat_chunks import StreamedChat, WholeChat
 from meshd.api.chunks import Whole
@@ -74,10 +74,10 @@ class _Deferred(Response):
 class OpenAIRoutes:
     """/v1: models, chat completions, completions, embeddings, responses; and tokens under /mesh/v1."""
 
-    def __init__(self, service: Service, closing: Closing, keepalive_s: float) -> None:
+    def __init__(self, service: Service, closing: Closing, silence: Silence) -> None:
         self._service = service
         self._closing = closing
-        self._keepalive_s = keepalive_s
+        self._silence = silence
 
     def routes(self) -> list[Route]:
         """What the application serves for work on models."""
@@ -145,7 +145,7 @@ class OpenAIRoutes:
         if not parsed.stream:
             return self._whole(jobs, whole(parsed, ids, created_s))
         render = streamed(parsed, ids, created_s)
-        return _Deferred(StreamedAnswer(self._service, jobs, render, self._closing, self._keepalive_s))
+        return _Deferred(StreamedAnswer(self._service, jobs, render, self._closing, self._silence))
 
     def _whole(self, jobs: tuple[Job, ...], render: Whole) -> Response:
         return _Deferred(WholeAnswer(self._service, jobs, render, self._closing))

@@ -54,6 +54,9 @@ from meshd.wire.trust import MemberGate, open_chain
 log = logging.getLogger("meshd.app")
 
 SOFTWARE = f"meshd {meshd.__version__}"
+SLACK_S = 1.0
+"""What a job that nobody took may need to fail after its time is over, so that it fails with a status."""
+
 HAND_OVER_S = 2.0
 """How long stopping waits for attempts of others to be handed over in order."""
 
@@ -353,10 +356,12 @@ async def run_daemon(home: Home, config: Config) -> None:
 async def _serve(node: Node) -> None:
     """Serve the API until asked to stop, then hand over what runs."""
     home, service = node.ground.home, node.service
-    app = build_app(service, lambda: api_token(home), keepalive_s=node.ground.config.api.keepalive_s)
+    config = node.ground.config
+    patience_s = max(config.jobs.patience_s, config.jobs.queue_s) + SLACK_S
+    app = build_app(service, lambda: api_token(home), keepalive_s=config.api.keepalive_s, patience_s=patience_s)
     api_token(home)
     async with trio.open_nursery() as nursery:
-        url: str = await nursery.start(serve, app, "127.0.0.1", node.ground.config.api.port)
+        url: str = await nursery.start(serve, app, "127.0.0.1", config.api.port)
         service.started(url)
         home.announce(url, os.getpid())
         try:

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from meshd.core.errors import NoWorker
+from meshd.core.errors import NoWorker, Overloaded
 from meshd.core.job import Job
 from meshd.node.views import AnswerEvent, Rerouted, TextDelta
 from tests.api.fake_service import RECEIPT, FakeAnswer, FakeService, done, endless, plays, says, says_then_hangs
@@ -72,6 +72,22 @@ async def test_silence_is_filled_with_comments_and_the_answer_still_comes() -> N
         go_on.set()
         rest = await read_until(stream, b"[DONE]\n\n")
     assert b'"role": "assistant"' in rest and b'"late"' in rest
+
+
+async def test_a_job_that_waits_for_a_worker_in_vain_fails_with_a_status_though_it_took_long() -> None:
+    """Comments come often, but none before it is clear whether anybody takes the job."""
+    waited = trio.Event()
+
+    async def script(job: Job) -> AsyncIterator[AnswerEvent]:
+        with trio.move_on_after(10 * 0.02):
+            await waited.wait()
+        raise Overloaded("every worker is busy", retry_after_s=3)
+        yield done(0)
+
+    async with running(FakeService(script), keepalive_s=0.02, patience_s=60) as api:
+        answer = await api.chat(stream=True)
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "3")
+    assert "mesh_overloaded" in answer.text
 
 
 async def test_a_failure_after_a_keepalive_is_an_error_event() -> None:
