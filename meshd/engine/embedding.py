@@ -152,7 +152,7 @@ class Embeddings:
 
     def _next_job(self) -> _Job | None:
         """The job whose texts are in the context, else the next one whose reader keeps up."""
-        for _ in self._jobs:
+        for _ in range(len(self._jobs)):
             if self._jobs[0].running or not self._jobs[0].held:
                 return self._jobs[0]
             self._jobs.rotate(-1)

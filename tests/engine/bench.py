@@ -79,6 +79,7 @@ class Bench:
         while feeds := decoding.next_step():
             for message in decoding.step(feeds):
                 result.take(message)
+                decoding.acknowledge(self._next_id, 1)
         first = len(delivered)
         assert [token.index for token in result.tokens] == list(range(first, first + len(result.tokens)))
         assert not decoding.busy
@@ -88,12 +89,12 @@ class Bench:
         """Work that is no generation, read as fast as it comes."""
         self._next_id += 1
         id, result = self._next_id, Result()
-        messages = self.works.start(id, work, [token.id for token in delivered], 0.0)
-        while messages:
+        messages: list[Any] | None = self.works.start(id, work, [token.id for token in delivered], 0.0)
+        while messages is not None:
             for message in messages:
                 result.take(message)
                 if message[0] == "tokens":
                     self.works.acknowledge(id, len(message[3]))
-            messages = self.works.step_aside() or []
+            messages = self.works.step_aside()
         assert not self.works.busy
         return result

@@ -58,7 +58,7 @@ def benches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bench]:
 
 
 def ask(seed: int = 1, *, choice: ToolChoice = REQUIRED, tools: tuple[Tool, ...] = TOOLS, **fields: Any) -> Generation:
-    sampling = Sampling(temperature=1.2, seed=seed, biases=fields.pop("biases", ()))
+    sampling = Sampling(temperature=2, seed=seed, biases=fields.pop("biases", ()))
     return Generation(CHAT, sampling, 400, tools=tools, tool_choice=choice, **fields)
 
 
@@ -91,8 +91,9 @@ MODELS = (
 @pytest.mark.parametrize(("name", "syntax"), MODELS)
 def test_a_required_call_is_a_call(benches: dict[str, Bench], name: str, syntax: ToolSyntax) -> None:
     called = set()
-    for seed in range(8):
-        answer = benches[name].generate(ask(seed, choice=replace(REQUIRED, parallel=False)))
+    for seed in range(10):
+        request = replace(ask(choice=replace(REQUIRED, parallel=False)), sampling=Sampling(temperature=5, seed=seed))
+        answer = benches[name].generate(request)
         assert (answer.reason, answer.syntax) == ("stop", syntax.name), answer
         (call,) = calls(answer, syntax)
         called.add(call["name"])
@@ -112,7 +113,7 @@ def test_several_calls_where_the_request_allows_them(benches: dict[str, Bench], 
     more = tuple(Bias(t, 6.0) for t, piece in enumerate(bench.model.pieces()) if piece == b",")
     numbers = set()
     for seed in range(8):
-        answer = bench.generate(replace(ask(seed, biases=more), max_tokens=1500))
+        answer = bench.generate(ask(seed, biases=more))
         if answer.reason == "stop":
             numbers.add(len(calls(answer, syntax)))
     assert max(numbers) > 1
