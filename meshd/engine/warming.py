@@ -16,8 +16,9 @@ from meshd.core.generation import Generation
 from meshd.engine.constraint import Grammars
 from meshd.engine.prompts import Form
 
-COMPILE_TIMEOUT_S: Final = 10.0
-"""The largest schemas that pass the bounds take about one second."""
+COMPILE_TIMEOUT_S: Final = 30.0
+"""The largest schemas that pass the bounds take about one second, and a large vocabulary as long, once; a machine that is
+busy with other things takes ten times that."""
 
 _MAX_THREADS: Final = 4
 
