@@ -17,8 +17,8 @@ from meshd.engine.constraint import Grammars
 from meshd.engine.prompts import Form
 
 COMPILE_TIMEOUT_S: Final = 30.0
-"""The largest schemas that pass the bounds take about one second, and a large vocabulary as long, once; a machine that is
-busy with other things takes ten times that."""
+"""The largest schemas that pass the bounds take about one second; so does a large vocabulary, once. A machine that is
+busy with other things may take ten times as long."""
 
 _MAX_THREADS: Final = 4
 

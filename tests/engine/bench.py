@@ -43,7 +43,7 @@ class Result:
 
     def take(self, message: list[Any]) -> None:
         match message:
-            case ["started", _, int(prompt_tokens), list(_), str(syntax)]:
+            case ["started", _, int(prompt_tokens), list(_), int(_), str(syntax)]:
                 self.prompt_tokens, self.syntax = prompt_tokens, syntax
             case ["tokens", _, int(first), list(tokens)]:
                 self.tokens += [Token(first + i, id, piece) for i, (id, piece) in enumerate(tokens)]
