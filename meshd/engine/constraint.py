@@ -124,7 +124,7 @@ class Grammars:
 
     def warm(self, text: str) -> None:
         """Compile the grammar and keep what came of it, be it an error. Up to a second or two, without the
-        interpreter's lock for the most part."""
+        interpreter's lock for the most part. Raises BadInput when this model's answers cannot be constrained."""
         alphabet = self._letters()
         bounds = alphabet.library.LLParserLimits(max_lexer_states=_LEXER_STATES, verbose_errors=False)
         grammar = alphabet.library.LLMatcher.grammar_from_lark(text)
@@ -145,8 +145,15 @@ class Grammars:
     def _letters(self) -> _Alphabet:
         with self._making_alphabet:
             if self._alphabet is None:
-                self._alphabet = _Alphabet(self._vocabulary)
+                self._alphabet = self._new_alphabet()
             return self._alphabet
+
+    def _new_alphabet(self) -> _Alphabet:
+        try:
+            return _Alphabet(self._vocabulary)
+        except (ValueError, TypeError, RuntimeError) as error:
+            # A vocabulary comes with its file. One that llguidance dislikes costs constrained requests, nothing else.
+            raise BadInput(f"answers of this model cannot be constrained: {error}", param="response_format") from None
 
 
 def _reason(error: str) -> str:

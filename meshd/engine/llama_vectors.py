@@ -55,6 +55,7 @@ class LlamaVectors:
         params.n_seq_max = SEQUENCES
         params.n_threads = params.n_threads_batch = threads
         params.kv_unified = True
+        params.swa_full = False
         params.embeddings = True
         params.pooling_type = _POOLING_NONE
         params.flash_attn_type = _FLASH_ATTENTION_AUTO

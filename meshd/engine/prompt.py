@@ -70,8 +70,9 @@ def _call(call: ToolCall, text: Callable[[str], str]) -> dict[str, Any]:
     try:
         arguments = json.loads(call.arguments)
     except (ValueError, RecursionError):
-        arguments = call.arguments
-    function = {"name": text(call.name), "arguments": _deep(arguments, text)}
+        arguments = None
+    given = _deep(arguments, text) if isinstance(arguments, dict) else text(call.arguments)
+    function = {"name": text(call.name), "arguments": given}
     return {"id": text(call.id), "type": "function", "function": function}
 
 

@@ -6,6 +6,7 @@ itself; when ``_MAX_THREADS`` are at it, further new grammars are declined, and 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,7 +60,8 @@ class Warming:
 
     def _compile(self, id: int, text: str) -> None:
         try:
-            self._grammars.warm(text)
+            with contextlib.suppress(BadInput):  # Whoever asked is told when it starts.
+                self._grammars.warm(text)
         finally:
             self._tell(id)
 

@@ -19,6 +19,7 @@ from meshd.engine.scores import scores
 from meshd.engine.warming import COMPILE_TIMEOUT_S, Warming
 from tests.engine.bench import Bench
 from tests.engine.tiny import write_tiny
+from tests.helpers import until
 
 pytestmark = pytest.mark.live
 END = 2
@@ -163,6 +164,46 @@ def test_a_grammar_that_takes_too_long_costs_its_own_request_only() -> None:
     assert id == 0 and isinstance(error, BadInput) and error.param == "response_format"
     assert warming.busy
     stuck.end.set()
+
+
+async def test_others_go_on_while_a_grammar_is_compiled(bench: Bench) -> None:
+    works, request = bench.works, ask(schema({"const": "compiled beside"}))
+    assert works.start(601, request, [], 0.0) == [] and works.busy
+    assert len(bench.generate(Generation(Prompt("x"), Sampling(temperature=0), 5)).tokens) == 5
+    await until(lambda: 601 in bench.warmed, 60, "the grammar")
+    (started,) = works.warm(601)
+    assert started[:2] == ["started", 601]
+    works.cancel(601)
+    # Now it is known: the next one starts at once.
+    assert works.start(602, request, [], 0.0)[0][0] == "started"
+    works.cancel(602)
+    assert not works.busy
+
+
+async def test_whoever_leaves_while_its_grammar_is_compiled_is_not_started(bench: Bench) -> None:
+    works = bench.works
+    assert works.start(603, ask(schema({"const": "left"})), [], 0.0) == []
+    works.cancel(603)
+    assert not works.busy
+    await until(lambda: 603 in bench.warmed, 60, "the grammar")
+    assert works.warm(603) == [] and works.overdue(1e9) == []
+
+
+class Odd:
+    """A vocabulary that no grammar can be made over."""
+
+    vocab_tokens = 1
+
+    def pieces(self) -> list[bytes]:
+        return [b"a"]
+
+    def ends(self, token: int) -> bool:
+        raise ValueError("odd")
+
+
+def test_an_odd_vocabulary_costs_the_request_and_not_the_engine() -> None:
+    with pytest.raises(BadInput, match="odd"):
+        Grammars(Odd()).matcher("start: /a/", "response_format")
 
 
 def test_a_prompt_by_token_is_the_text_it_spells(bench: Bench) -> None:

@@ -111,12 +111,11 @@ def test_a_named_tool_is_the_one_that_is_called(benches: dict[str, Bench], name:
 def test_several_calls_where_the_request_allows_them(benches: dict[str, Bench], name: str, syntax: ToolSyntax) -> None:
     bench = benches[name]
     more = tuple(Bias(t, 6.0) for t, piece in enumerate(bench.model.pieces()) if piece == b",")
-    numbers = set()
     for seed in range(8):
         answer = bench.generate(ask(seed, biases=more))
-        if answer.reason == "stop":
-            numbers.add(len(calls(answer, syntax)))
-    assert max(numbers) > 1
+        if answer.reason == "stop" and len(calls(answer, syntax)) > 1:
+            return
+    raise AssertionError("never more than one call")
 
 
 @pytest.mark.parametrize(
