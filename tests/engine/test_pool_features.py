@@ -19,7 +19,7 @@ from meshd.core.generation import Bias, FinishReason, Format, FormatKind, Genera
 from meshd.core.job import Embedding, Tokenization, Work
 from meshd.engine.config import PoolConfig
 from meshd.engine.pool import EnginePool, open_pool
-from tests.engine.asking import FULL, Answer, answer, ask, loaded
+from tests.engine.asking import ONE, Answer, answer, ask, loaded
 from tests.engine.conftest import model_file
 from tests.engine.tiny import BERT_CONTEXT_TOKENS, WIDTH, write_tiny, write_tiny_bert
 
@@ -149,7 +149,7 @@ async def test_a_real_model_writes_what_the_schema_says(gemma: ModelFile) -> Non
     prompt = Prompt("A description of a person named Anna, aged 31, in JSON with name, age and likes: ")
     request = Generation(prompt, Sampling(temperature=0), 120, format=form(PERSON), top_logprobs=2)
     async with open_pool(PoolConfig(slots=1, context_tokens=512, nice=0)) as pool:
-        await loaded(pool, gemma, FULL)
+        await loaded(pool, gemma, ONE)
         whole = await answer(pool, gemma, request)
         cut = len(whole.tokens) // 2
         rest = await answer(pool, gemma, request, whole.tokens[:cut])
