@@ -346,7 +346,9 @@ class EngineProcess:
                 late = now_s - self._fraction_at_s > bound_s
                 problem = f"loading made no progress for more than {bound_s:g} s" if late else ""
             elif self._running:
-                problem = self._watchdog.look(now_s, self._signs, patient=bool(self._unanswered))
+                # A step of a model that only embeds is as long as the text that came.
+                patient = bool(self._unanswered) or Ability.GENERATE not in self.info.abilities
+                problem = self._watchdog.look(now_s, self._signs, patient=patient)
             else:
                 self._watchdog.begin(now_s)
                 continue
