@@ -2,9 +2,10 @@
 
 Messages on stdin: ``load`` (a map), ``start`` (id, request, delivered ids), ``cancel`` (id), ``ack`` (id, tokens),
 ``limits`` (threads, duty). On stdout: ``loading`` (how much of the file is in), ``loaded`` (a map), ``load_failed``
-(code, text), ``started`` (id, prompt tokens, implied stops, cached tokens), ``tokens`` (id, first index, [[token,
-piece]]), ``finished`` (id, reason), ``refused`` (id, code, text, param), ``beat`` (prefill tokens/s, generation
-tokens/s, [[answers at once, tokens/s]]).
+(code, text), ``started`` (id, prompt tokens, implied stops, cached tokens, syntax of tool calls), ``tokens`` (id, first
+index, [[token, piece]]), ``scored`` (the same, each with its logarithm and [[token, piece, logarithm]] of the best),
+``finished`` (id, reason), ``refused`` (id, code, text, param), ``beat`` (prefill tokens/s, generation tokens/s,
+[[answers at once, tokens/s]]).
 
 llama.cpp may print: descriptor 1 is turned to stderr, frames go to a private copy. A reader thread ends the process
 when stdin does. (Linux's parent-death signal would fire when the *thread* that started us ends, and trio starts
@@ -18,22 +19,19 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from typing import Any, Final, NoReturn
 
-from meshd.core.chat import Message as ChatMessage
-from meshd.core.errors import BadInput, MeshError
-from meshd.core.generation import Generation
+from meshd.core.errors import MeshError
 from meshd.engine.codec import work_from
-from meshd.engine.decoding import ContextLost, Decoding, Prepared, refusal
+from meshd.engine.decoding import ContextLost, Decoding
 from meshd.engine.frames import FrameError, Message, Unpacker, pack
 from meshd.engine.llama import LlamaModel, LoadPlan
 from meshd.engine.modesty import step_back
-from meshd.engine.prompt import PLAIN_STOP, ChatTemplate, mark, plain_chat
 from meshd.engine.rates import SIZES, Rates
 from meshd.engine.schedule import EXACT_CHUNK_TOKENS, Feed
+from meshd.engine.works import Works
 
 _BEAT_INTERVAL_S: Final = 0.25
 _PROGRESS_INTERVAL_S: Final = 0.2
@@ -46,51 +44,6 @@ _MEASURE_S: Final = 1.0
 
 
 Inbox = queue.Queue[Message]
-
-
-class Prompts:
-    """Makes prompt tokens of requests, always in the same way."""
-
-    def __init__(self, model: LlamaModel) -> None:
-        self._model = model
-        source = model.chat_template()
-        self._template: ChatTemplate | None = None
-        self.broken: BadInput | None = None
-        if source:
-            try:
-                self._template = ChatTemplate(source, model.bos_text(), model.eos_text())
-            except BadInput as error:
-                self.broken = error
-        self.has_template = self._template is not None
-
-    def prepare(self, request: Generation) -> Prepared:
-        """Tokens of the prompt. A plain text may spell control tokens (it is the app's own template); text inside
-        chat messages may not: it never ends a turn or opens another role. Raises BadInput."""
-        if request.prompt.text is not None:
-            return Prepared(self._model.tokenize(request.prompt.text, start=True, special=True))
-        if self.broken is not None:
-            raise self.broken
-        if self._template is None:
-            plain = plain_chat(request.prompt.messages)
-            return Prepared(self._model.tokenize(plain, start=True, special=False), (PLAIN_STOP,))
-        return Prepared(self._chat(self._template, request.prompt.messages))
-
-    def _chat(self, template: ChatTemplate, messages: Sequence[ChatMessage]) -> list[int]:
-        if not any(self._spells_control(m.content) for m in messages):
-            return self._model.tokenize(self._without_bos(template.render(messages)), start=True, special=True)
-        marked = mark(messages)
-        tokens: list[int] = []
-        for part, own in marked.split(self._without_bos(template.render(marked.messages))):
-            tokens += self._model.tokenize(part, start=not tokens, special=own)
-        return tokens
-
-    def _without_bos(self, text: str) -> str:
-        """Tokenising puts the beginning-of-text in front; a template that writes it too must not double it."""
-        return text.removeprefix(self._model.bos_text()) if self._model.adds_bos() else text
-
-    def _spells_control(self, content: str) -> bool:
-        plain = self._model.tokenize(content, start=False, special=False)
-        return plain != self._model.tokenize(content, start=False, special=True)
 
 
 class Child:
@@ -134,12 +87,19 @@ class Child:
             progress=self._loading,
         )
         self._model = LlamaModel(plan)
-        prompts = Prompts(self._model)
-        self._decoding = Decoding(self._model, prompts.prepare, slots=slots, prefill_chunk_tokens=chunk_tokens)
+        self._works = Works(
+            self._model,
+            lambda prompts: Decoding(self._model, prompts.prepare, slots=slots, prefill_chunk_tokens=chunk_tokens),
+            tell=lambda id: self._inbox.put(["warm", id]),
+            max_jobs=slots,
+        )
+        self._decoding = self._works.decoding
         self._threads = options["threads"]
-        self._measure(slots)
+        self._works.set_threads(self._threads)
+        if self._model.generates:
+            self._measure(slots)
         self._rates.scale(self._duty)
-        self._write([["loaded", self._facts(prompts)]])
+        self._write([["loaded", self._facts()]])
 
     def _loading(self, fraction: float) -> None:
         """Tell how far loading is, now and then: llama.cpp calls this for every tensor."""
@@ -147,11 +107,12 @@ class Child:
             self._progress_at_s = now_s + _PROGRESS_INTERVAL_S
             self._write([["loading", fraction]])
 
-    def _facts(self, prompts: Prompts) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
         return {
             "context_tokens": self._model.context_tokens,
-            "has_chat_template": prompts.has_template,
+            "has_chat_template": self._works.prompts.has_template,
             "gpu_layers": self._model.gpu_layers,
+            "abilities": [str(ability) for ability in self._works.abilities],
             "prefill_tokens_per_s": self._rates.prefill_tokens_per_s,
             "generation_tokens_per_s": self._rates.generation_tokens_per_s,
             "rates": self._rates.by_sequences(),
@@ -198,6 +159,7 @@ class Child:
         """The owner's limits from the next step on. What the ads tell follows at once: placement must not send work
         to a machine because of what it could do yesterday, nor spare it."""
         self._model.set_threads(threads)
+        self._works.set_threads(threads)
         self._rates.scale(threads * duty / (self._threads * self._duty))
         self._threads, self._duty = threads, duty
         self._rest_until_s = 0.0
@@ -210,20 +172,20 @@ class Child:
     def _turn(self) -> None:
         self._take_messages(self._patience_s())
         now_s = time.monotonic()
-        if self._decoding.busy and now_s >= self._beat_at_s:
+        if self._works.busy and now_s >= self._beat_at_s:
             self._beat_at_s = now_s + _BEAT_INTERVAL_S
             self._beat()
+        self._write(self._works.overdue(now_s))
         if now_s < self._rest_until_s:
             return
-        if feeds := self._decoding.next_step():
-            self._idle = False
+        feeds = self._decoding.next_step()
+        if feeds:
             self._step(feeds)
-        else:
-            self._idle = True
+        self._idle = not self._step_aside() and not feeds
 
     def _patience_s(self) -> float | None:
         """How long to wait for messages before the next step; None: until one comes."""
-        if not self._decoding.busy:
+        if not self._works.busy:
             return None
         if self._idle:
             return _BEAT_INTERVAL_S
@@ -239,6 +201,17 @@ class Child:
         self._decoding.pace.note(feeds, spent_s)
         self._write(messages)
 
+    def _step_aside(self) -> bool:
+        """A step of what is not decoding; whether there was anything to do. The owner's share counts it, too."""
+        began_s = time.monotonic()
+        messages = self._works.step_aside()
+        if messages is None:
+            return False
+        now_s = time.monotonic()
+        self._rest_until_s = max(self._rest_until_s, now_s) + (now_s - began_s) * (1 - self._duty) / self._duty
+        self._write(messages)
+        return True
+
     def _take_messages(self, timeout_s: float | None) -> None:
         try:
             message = self._inbox.get(timeout=timeout_s) if timeout_s != 0 else self._inbox.get_nowait()
@@ -252,21 +225,18 @@ class Child:
         match message:
             case ["start", int(id), dict(request), list(delivered)]:
                 self._idle = False
-                self._write(self._start(id, request, delivered))
+                self._write(self._works.start(id, work_from(request), delivered, time.monotonic()))
+            case ["warm", int(id)]:
+                self._idle = False
+                self._write(self._works.warm(id))
             case ["cancel", int(id)]:
-                self._decoding.cancel(id)
+                self._works.cancel(id)
             case ["ack", int(id), int(tokens)]:
-                self._decoding.acknowledge(id, tokens)
+                self._works.acknowledge(id, tokens)
             case ["limits", int(threads), float(duty)]:
                 self._limit(threads, duty)
             case _:
                 raise FrameError(f"unknown message {message[0]!r}")
-
-    def _start(self, id: int, request: dict[str, Any], delivered: list[int]) -> list[Message]:
-        work = work_from(request)
-        if not isinstance(work, Generation):
-            return [refusal(id, BadInput("this engine only generates", param="kind"))]
-        return self._decoding.start(id, work, delivered)
 
     def _write(self, messages: list[Message]) -> None:
         data = memoryview(b"".join(pack(message) for message in messages))

@@ -7,16 +7,20 @@ cancelled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+import numpy as np
+
 from meshd.core.errors import BadInput, ContextOverflow, EngineFailed, MeshError, Overloaded
 from meshd.core.generation import FinishReason, Generation
+from meshd.engine.answer import Constraint
 from meshd.engine.frames import Message
 from meshd.engine.pace import Pace
 from meshd.engine.sampling import Draw, Logits
 from meshd.engine.schedule import Feed, Line, Schedule
+from meshd.engine.scores import Drawn, scored_message, scores
 from meshd.engine.slots import Slots
 
 WINDOW_TOKENS: Final = 1024
@@ -48,15 +52,21 @@ class Model(Protocol):
 
     def piece(self, token: int) -> bytes: ...
 
+    def text(self, token: int) -> bytes: ...
+
     def ends(self, token: int) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A prompt as tokens, and the stops its template implies."""
+    """A prompt as tokens, the stops its template implies, and the form that the answer must have. ``shown``: control
+    tokens that are text of this answer. ``tool_syntax``: how the model was told to write calls; empty: it was not."""
 
     tokens: list[int]
     stop: tuple[str, ...] = ()
+    constraint: Constraint | None = None
+    shown: Mapping[int, bytes] = field(default_factory=dict)
+    tool_syntax: str = ""
 
 
 class ContextLost(Exception):
@@ -71,15 +81,23 @@ class _Run:
     limit_tokens: int
     produced: int
     acknowledged: int
+    constraint: Constraint | None
+    shown: Mapping[int, bytes]
+    top_logprobs: int | None
     tail: bytes = b""
     slot: int = field(default=-1)
 
+    def allows(self, token: int, piece: bytes) -> bool:
+        """Go on by ``token``, if the answer's form admits it."""
+        return self.constraint is None or self.constraint.take(token, piece)
+
     def take(self, piece: bytes) -> bool:
-        """Count in one more token; whether the text now holds a stop string."""
+        """Count in one more token; whether the text now holds a stop string, or has all of its form."""
         text = self.tail + piece
         self.produced += 1
         self.tail = text[-self.tail_bytes :] if self.tail_bytes else b""
-        return any(stop in text for stop in self.stops)
+        complete = self.constraint is not None and self.constraint.complete
+        return complete or any(stop in text for stop in self.stops)
 
 
 class Decoding:
@@ -110,9 +128,9 @@ class Decoding:
         try:
             prepared = self._prepare(request)
             run = self._admit(id, request, prepared, delivered)
+            over = self._replay(run, delivered)
         except MeshError as error:
             return [refusal(id, error)]
-        over = self._replay(run, delivered)
         if over is not None:
             return [_started(id, prepared, 0), ["finished", id, str(over)]]
         return [_started(id, prepared, self._enter(id, request, prepared, delivered, run))]
@@ -130,6 +148,8 @@ class Decoding:
             )
         if any(not 0 <= token < self._model.vocab_tokens for token in delivered):
             raise BadInput("a delivered token is not in this model's vocabulary", param="delivered")
+        if any(bias.token >= self._model.vocab_tokens for bias in request.sampling.biases):
+            raise BadInput("logit_bias names a token that this model does not have", param="logit_bias")
         if id in self._runs or not self._slots.free:
             raise Overloaded("every slot of the engine is in use", retry_after_s=1.0)
         stops = tuple(s.encode() for s in (*request.stop, *prepared.stop))
@@ -141,13 +161,19 @@ class Decoding:
             limit_tokens=min(request.max_tokens or room_tokens, room_tokens),
             produced=0,
             acknowledged=len(delivered),
+            constraint=prepared.constraint,
+            shown=prepared.shown,
+            top_logprobs=request.top_logprobs,
         )
 
     def _replay(self, run: _Run, delivered: Sequence[int]) -> FinishReason | None:
         for token in delivered:
             if self._model.ends(token):
                 return FinishReason.STOP
-            if run.take(self._model.piece(token)):
+            piece = self._piece(run, token)
+            if not run.allows(token, piece):
+                raise BadInput("a delivered token breaks the form that the answer must have", param="delivered")
+            if run.take(piece):
                 return FinishReason.STOP
         return FinishReason.LENGTH if run.produced >= run.limit_tokens else None
 
@@ -235,21 +261,45 @@ class Decoding:
     def _draw(self, id: int, row: int) -> list[Message]:
         run = self._runs[id]
         try:
-            token = run.draw.next(self._model.logits(row))
+            drawn = self._drawn_token(run, self._model.logits(row))
         except FloatingPointError as error:
             self.cancel(id)
             return [refusal(id, EngineFailed(str(error)))]
-        if self._model.ends(token):
+        except BadInput as error:
+            self.cancel(id)
+            return [refusal(id, error)]
+        if drawn is None:
             return [self._finish(id, FinishReason.STOP)]
-        piece = self._model.piece(token)
-        messages: list[Message] = [["tokens", id, run.produced, [[token, piece]]]]
-        if run.take(piece):
+        messages: list[Message] = [scored_message(id, run.produced, drawn)]
+        if run.take(drawn.piece):
             return [*messages, self._finish(id, FinishReason.STOP)]
         if run.produced >= run.limit_tokens:
             return [*messages, self._finish(id, FinishReason.LENGTH)]
-        self._schedule.line(id).tokens.append(token)
+        self._schedule.line(id).tokens.append(drawn.token)
         self._hold(id, run)
         return messages
+
+    def _drawn_token(self, run: _Run, logits: Logits) -> Drawn | None:
+        """The answer's next token; None when it ends. Raises FloatingPointError when nothing can be drawn, BadInput
+        when the answer's form grew beyond its bounds."""
+        raw = None if run.top_logprobs is None else logits.copy()
+        run.draw.bend(logits)
+        if run.constraint is not None:
+            run.constraint.narrow(logits)
+        while True:
+            token = run.draw.pick(logits)
+            if self._model.ends(token):
+                return None
+            piece = self._piece(run, token)
+            if run.allows(token, piece):
+                break
+            logits[token] = -np.inf
+        run.draw.note(token)
+        score = None if raw is None else scores(raw, token, run.top_logprobs or 0, self._model.text)
+        return Drawn(token, piece, score)
+
+    def _piece(self, run: _Run, token: int) -> bytes:
+        return run.shown.get(token) or self._model.piece(token)
 
     def _finish(self, id: int, reason: FinishReason) -> Message:
         self.cancel(id)
@@ -257,7 +307,7 @@ class Decoding:
 
 
 def _started(id: int, prepared: Prepared, cached_tokens: int) -> Message:
-    return ["started", id, len(prepared.tokens), list(prepared.stop), cached_tokens]
+    return ["started", id, len(prepared.tokens), list(prepared.stop), cached_tokens, prepared.tool_syntax]
 
 
 def refusal(id: int, error: MeshError) -> Message:

@@ -1,4 +1,4 @@
-"""llama.cpp behind a dozen calls: the only module that imports llama_cpp.
+"""llama.cpp behind a dozen calls: with llama_vectors.py the only module that imports llama_cpp.
 
 One context, ``slots`` sequences, each with a cache stream of its own (``kv_unified`` off): a sequence's cells start at
 0 and nobody else's cells lie between them, which exact answers depend on. Offloading to a GPU follows llama.cpp's own
@@ -19,6 +19,7 @@ import llama_cpp as lib
 import numpy as np
 
 from meshd.core.errors import BeyondLimits, EngineFailed, MeshError, ModelInvalid
+from meshd.engine.llama_vectors import LlamaVectors
 from meshd.engine.sampling import Logits
 from meshd.engine.schedule import Feed
 
@@ -89,6 +90,11 @@ class LlamaModel:
         self._pieces: dict[int, bytes] = {}
         self._window_tokens = int(lib.llama_model_n_swa(self._model))
         self.rewinds = not (lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model))
+        self.pooling = self.metadata_of_architecture("pooling_type")
+        self.width = int(lib.llama_model_n_embd_out(self._model))
+        # Without a memory, or where every token looks at all others, there is nothing to go on from: such a model
+        # turns texts into vectors and no more.
+        self.generates = bool(self._memory) and self.metadata_of_architecture("attention.causal") != "false"
 
     def _load(self, plan: LoadPlan) -> lib.llama_model_p:
         params = lib.llama_model_default_params()
@@ -108,7 +114,9 @@ class LlamaModel:
         if not model:
             raise _why(ModelInvalid("llama.cpp cannot load this file"))
         if lib.llama_model_has_encoder(model) or not lib.llama_model_has_decoder(model):
-            raise ModelInvalid("this is not a text-generating model")
+            raise ModelInvalid("encoder-decoder models are not supported")
+        if lib.llama_model_is_diffusion(model):
+            raise ModelInvalid("diffusion models are not supported")
         self.gpu_layers = min(self.gpu_layers, int(lib.llama_model_n_layer(model)) + 1)
         return model
 
@@ -142,6 +150,15 @@ class LlamaModel:
             if needed < size:
                 return None if needed < 0 else buffer.value.decode("utf-8", "replace")
             size = needed + 1
+
+    def metadata_of_architecture(self, key: str) -> str | None:
+        """A value whose key in the file begins with the architecture's name."""
+        return self.metadata(f"{self.metadata('general.architecture')}.{key}")
+
+    def vectors(self, threads: int) -> LlamaVectors:
+        """A context of its own that turns texts into vectors. Raises EngineFailed (no memory for it)."""
+        bound = self.context_tokens
+        return LlamaVectors(self._model, bound, threads, whole=not self.generates, pooling=self.pooling)
 
     def chat_template(self) -> str | None:
         """The Jinja source in the file; None when there is none."""
@@ -179,6 +196,17 @@ class LlamaModel:
         if token not in self._pieces:
             self._pieces[token] = self._piece(token, special=False)
         return self._pieces[token]
+
+    def text(self, token: int) -> bytes:
+        """The bytes of any token, control tokens spelt out."""
+        return self._piece(token, special=True)
+
+    def pieces(self) -> list[bytes]:
+        """``piece`` of every token of the vocabulary: a second for a quarter of a million."""
+        buffer = ctypes.create_string_buffer(_MAX_PIECE_BYTES)
+        to_piece, vocab = lib.llama_token_to_piece, self._vocab
+        sizes = (int(to_piece(vocab, t, buffer, _MAX_PIECE_BYTES, 0, False)) for t in range(self.vocab_tokens))
+        return [ctypes.string_at(buffer, max(size, 0)) for size in sizes]
 
     def _piece(self, token: int, *, special: bool) -> bytes:
         buffer = ctypes.create_string_buffer(_MAX_PIECE_BYTES)

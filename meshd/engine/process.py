@@ -19,7 +19,7 @@ from typing import Any, Final
 import psutil
 import trio
 
-from meshd.core.ad import Rate
+from meshd.core.ad import Ability, Rate
 from meshd.core.engine import (
     EngineEvent,
     EngineFinished,
@@ -44,6 +44,7 @@ from meshd.engine.codec import work_map
 from meshd.engine.config import PoolConfig
 from meshd.engine.decoding import WINDOW_TOKENS
 from meshd.engine.frames import FrameError, Message, Unpacker, pack
+from meshd.engine.scores import scored_tokens
 from meshd.engine.watchdog import Signs, Watchdog
 
 Progress = Callable[[float], None]
@@ -345,7 +346,9 @@ class EngineProcess:
                 late = now_s - self._fraction_at_s > bound_s
                 problem = f"loading made no progress for more than {bound_s:g} s" if late else ""
             elif self._running:
-                problem = self._watchdog.look(now_s, self._signs, patient=bool(self._unanswered))
+                # A step of a model that only embeds is as long as the text that came.
+                patient = bool(self._unanswered) or Ability.GENERATE not in self.info.abilities
+                problem = self._watchdog.look(now_s, self._signs, patient=patient)
             else:
                 self._watchdog.begin(now_s)
                 continue
@@ -367,9 +370,11 @@ class EngineProcess:
         match message:
             case ["tokens", int(id), int(first), list(tokens)]:
                 self._put(id, EngineTokens(tuple(Token(first + i, t, p) for i, (t, p) in enumerate(tokens))))
-            case ["started", int(id), int(prompt_tokens), list(stops), int(cached_tokens)]:
+            case ["scored", int(id), int(first), list(tokens)]:
+                self._put(id, EngineTokens(scored_tokens(first, tokens)))
+            case ["started", int(id), int(prompt_tokens), list(stops), int(cached_tokens), str(syntax)]:
                 self._unanswered.discard(id)
-                self._put(id, EngineStarted(Opening(prompt_tokens, tuple(stops), cached_tokens)))
+                self._put(id, EngineStarted(Opening(prompt_tokens, tuple(stops), cached_tokens, syntax)))
             case ["finished", int(id), str(reason)]:
                 self._put(id, EngineFinished(FinishReason(reason)))
                 self._end(id, None)
@@ -381,6 +386,7 @@ class EngineProcess:
                 self._progress(fraction)
             case ["loaded", dict(facts)]:
                 facts["rates"] = _by_sequences(facts["rates"])
+                facts["abilities"] = tuple(Ability(name) for name in facts["abilities"])
                 self.info = EngineModel(self.model.name, self.model.digest, slots=self._config.slots, **facts)
                 self._watchdog.expect(self._step_s(self.info))
                 self.ready.set()

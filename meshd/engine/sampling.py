@@ -37,18 +37,35 @@ class Draw:
         self._index = len(delivered)
         self._penalised = bool(sampling.presence_penalty or sampling.frequency_penalty)
         self._counts: Counter[int] = Counter(delivered if self._penalised else ())
+        self._biased = np.array([b.token for b in sampling.biases], dtype=np.int64)
+        self._biases = np.array([b.bias for b in sampling.biases], dtype=np.float32)
 
     def next(self, logits: Logits) -> int:
         """The next token's id. Changes ``logits`` in place. Raises FloatingPointError when none is finite."""
+        self.bend(logits)
+        token = self.pick(logits)
+        self.note(token)
+        return token
+
+    def bend(self, logits: Logits) -> None:
+        """Put the request's biases and penalties on the model's ``logits``, in place."""
+        if len(self._biased):
+            logits[self._biased] += self._biases
         self._penalise(logits)
+
+    def pick(self, logits: Logits) -> int:
+        """The token that is drawn from bent ``logits``. Asked again after some were set to minus infinity, it draws
+        by the same random number. Raises FloatingPointError when none is finite."""
         greedy = int(np.argmax(logits))
         if not np.isfinite(logits[greedy]):
             raise FloatingPointError("the model computed no finite logits")
-        token = greedy if self._sampling.temperature == 0 else self._random(logits, float(logits[greedy]))
+        return greedy if self._sampling.temperature == 0 else self._random(logits, float(logits[greedy]))
+
+    def note(self, token: int) -> None:
+        """``token`` is the answer's next one."""
         self._index += 1
         if self._penalised:
             self._counts[token] += 1
-        return token
 
     def _penalise(self, logits: Logits) -> None:
         if not self._counts:
@@ -82,7 +99,11 @@ def _place(weights: _Weights, part: float) -> int:
     start = block * BLOCK
     inside = np.cumsum(weights[start : start + BLOCK], dtype=np.float64)
     before = float(sums[block - 1]) if block else 0.0
-    return start + min(int(np.searchsorted(inside, wanted - before, side="right")), len(inside) - 1)
+    place = int(np.searchsorted(inside, wanted - before, side="right"))
+    if place < len(inside):
+        return start + place
+    # Sums of two orders may differ in the last bit; what has no weight must not be drawn even then.
+    return int(np.flatnonzero(weights[: start + BLOCK])[-1])
 
 
 def _top_k(logits: Logits, k: int) -> _Ids:

@@ -73,6 +73,9 @@ class Counting:
     def piece(self, token: int) -> bytes:
         return f"<{token}>".encode()
 
+    def text(self, token: int) -> bytes:
+        return self.piece(token)
+
     def ends(self, token: int) -> bool:
         return token == END
 
@@ -100,7 +103,7 @@ def ids(messages: list[list[Any]]) -> list[int]:
 
 def test_counts_up_to_max_tokens() -> None:
     work = decoding(Counting())
-    assert work.start(1, ask(max_tokens=3), []) == [["started", 1, 3, [], 0]]
+    assert work.start(1, ask(max_tokens=3), []) == [["started", 1, 3, [], 0, ""]]
     messages = run(work)
     assert ids(messages) == [4, 5, 6]
     assert [m[2] for m in messages if m[0] == "tokens"] == [0, 1, 2]
@@ -132,7 +135,7 @@ def test_a_stop_string_across_tokens_ends_after_the_token_that_completes_it() ->
 
 def test_the_templates_implied_stop_counts_and_is_told() -> None:
     work = decoding(Counting(), stop=("<6>",))
-    assert work.start(1, ask(), []) == [["started", 1, 3, ["<6>"], 0]]
+    assert work.start(1, ask(), []) == [["started", 1, 3, ["<6>"], 0, ""]]
     assert ids(run(work)) == [4, 5, 6]
 
 
@@ -151,7 +154,7 @@ def test_an_answer_that_was_complete_finishes_at_once(
     fields: dict[str, Any], delivered: list[int], reason: str
 ) -> None:
     work = decoding(Counting())
-    assert work.start(1, ask(**fields), delivered) == [["started", 1, 3, [], 0], ["finished", 1, reason]]
+    assert work.start(1, ask(**fields), delivered) == [["started", 1, 3, [], 0, ""], ["finished", 1, reason]]
     assert not work.busy
 
 
@@ -177,7 +180,7 @@ def test_refusals_take_no_slot() -> None:
     assert work.start(1, ask(), [5] * 5)[0][2] == "context_length_exceeded"
     assert work.start(1, ask(), [VOCABULARY])[0][2] == "invalid_request"
     assert work.start(1, ask(), [-1])[0][2] == "invalid_request"
-    assert work.start(2, ask(), []) == [["started", 2, 4, [], 0]]
+    assert work.start(2, ask(), []) == [["started", 2, 4, [], 0, ""]]
     assert work.start(3, ask(), [])[0][2] == "mesh_overloaded"
     assert decoding(Counting(), prompt=()).start(1, ask(), [])[0][2] == "invalid_request"
     assert decoding(Counting(4), prompt=(1, 2, 3, 4)).start(1, ask(), [])[0][2] == "context_length_exceeded"
@@ -260,7 +263,7 @@ def test_the_next_turn_of_a_chat_computes_only_what_is_new() -> None:
     work.start(1, ask(max_tokens=5), [])
     assert ids(run(work)) == answer
     # The last token that was drawn never went through the model.
-    assert work.start(2, ask(max_tokens=6), []) == [["started", 2, 48, [], 44]]
+    assert work.start(2, ask(max_tokens=6), []) == [["started", 2, 48, [], 44, ""]]
     fed = work.next_step()
     assert [len(feed.tokens) for feed in fed] == [4]
     assert ids([*work.step(fed), *run(work)]) == alone(second, 6)

@@ -6,7 +6,7 @@ import pytest
 
 from meshd.core.chat import Message
 from meshd.core.errors import BadInput
-from meshd.engine.prompt import ChatTemplate, plain_chat
+from meshd.engine.prompt import ChatTemplate, plain_chat, turns_of
 
 HELLO = (Message("user", "hello"),)
 
@@ -20,7 +20,7 @@ def test_the_plain_form_puts_system_text_first() -> None:
 def test_a_template_sees_messages_tokens_and_the_generation_prompt() -> None:
     source = "{{ bos_token }}{% for m in messages %}\n[{{ m['role'] }}]{{ m.content }}{% endfor %}{{ eos_token }}{% if add_generation_prompt %}!{% endif %}"  # noqa: E501
     messages = (Message("developer", "d"), Message("user", "u"))
-    assert ChatTemplate(source, "<s>", "</s>").render(messages) == "<s>[system]d[user]u</s>!"
+    assert ChatTemplate(source, "<s>", "</s>").render(turns_of(messages)) == "<s>[system]d[user]u</s>!"
 
 
 @pytest.mark.parametrize(
@@ -40,14 +40,14 @@ def test_a_template_sees_messages_tokens_and_the_generation_prompt() -> None:
 def test_a_refusing_or_hostile_template_is_bad_input(source: str) -> None:
     template = ChatTemplate(source, "", "")
     with pytest.raises(BadInput):
-        template.render(HELLO)
+        template.render(turns_of(HELLO))
 
 
 def test_an_endless_template_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meshd.engine.prompt.RENDER_TIMEOUT_S", 0.1)
     template = ChatTemplate("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "", "")
     with pytest.raises(BadInput, match="too long"):
-        template.render(HELLO)
+        template.render(turns_of(HELLO))
 
 
 def test_a_template_that_does_not_parse_is_bad_input() -> None:

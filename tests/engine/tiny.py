@@ -22,9 +22,16 @@ CHAT_TEMPLATE = (
 
 
 def write_tiny(
-    path: Path, *, template: str | None = CHAT_TEMPLATE, seed: int = 1, context: int = CONTEXT_TOKENS
+    path: Path,
+    *,
+    template: str | None = CHAT_TEMPLATE,
+    seed: int = 1,
+    context: int = CONTEXT_TOKENS,
+    control: tuple[str, ...] = (),
+    words: tuple[str, ...] = (),
 ) -> Path:
-    """Write the model. ``template`` None: a base model."""
+    """Write the model. ``template`` None: a base model. ``control``: further control tokens; ``words``: further tokens
+    that are text."""
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_name("tiny")
     writer.add_context_length(context)
@@ -35,7 +42,7 @@ def write_tiny(
     writer.add_head_count_kv(HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(WIDTH // HEADS)
-    vocabulary = _add_vocabulary(writer)
+    vocabulary = _add_vocabulary(writer, control, words)
     if template is not None:
         writer.add_chat_template(template)
     _add_tensors(writer, vocabulary, np.random.default_rng(1))
@@ -46,17 +53,19 @@ def write_tiny(
     return path
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter) -> int:
+def _add_vocabulary(writer: gguf.GGUFWriter, control: tuple[str, ...], words: tuple[str, ...]) -> int:
     special = ["<unk>", "<s>", "</s>"]
-    roles = ["<|user|>", "<|assistant|>", "<|system|>", "<|done|>"]
-    tokens = [*special, *(f"<0x{i:02X}>" for i in range(256)), "\u2581", *(chr(i) for i in range(33, 127)), *roles]
+    roles = ["<|user|>", "<|assistant|>", "<|system|>", "<|done|>", *control]
+    letters = [chr(i) for i in range(33, 127)]
+    tokens = [*special, *(f"<0x{i:02X}>" for i in range(256)), "\u2581", *letters, *roles, *words]
     kinds = [
         gguf.TokenType.UNKNOWN,
         gguf.TokenType.CONTROL,
         gguf.TokenType.CONTROL,
         *[gguf.TokenType.BYTE] * 256,
         *[gguf.TokenType.NORMAL] * 95,
-        *[gguf.TokenType.CONTROL] * 4,
+        *[gguf.TokenType.CONTROL] * len(roles),
+        *[gguf.TokenType.USER_DEFINED] * len(words),
     ]
     writer.add_tokenizer_model("llama")
     writer.add_token_list([t.encode() for t in tokens])
@@ -90,3 +99,61 @@ def _add_tensors(writer: gguf.GGUFWriter, vocabulary: int, random: np.random.Gen
         matrix(f"blk.{layer}.ffn_gate.weight", FEED_FORWARD, WIDTH)
         matrix(f"blk.{layer}.ffn_up.weight", FEED_FORWARD, WIDTH)
         matrix(f"blk.{layer}.ffn_down.weight", WIDTH, FEED_FORWARD)
+
+
+BERT_CONTEXT_TOKENS = 64
+
+
+def write_tiny_bert(path: Path, *, pooling: gguf.PoolingType | None = gguf.PoolingType.MEAN) -> Path:
+    """Write a model that only turns texts into vectors: every token looks at all others. Knows letters and blanks."""
+    writer = gguf.GGUFWriter(str(path), "bert")
+    writer.add_name("tiny-bert")
+    writer.add_context_length(BERT_CONTEXT_TOKENS)
+    writer.add_embedding_length(WIDTH)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(FEED_FORWARD)
+    writer.add_head_count(HEADS)
+    writer.add_layer_norm_eps(1e-5)
+    writer.add_causal_attention(False)
+    if pooling is not None:
+        writer.add_pooling_type(pooling)
+    letters = [chr(i) for i in range(ord("a"), ord("z") + 1)]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokens = [*special, *("\u2581" + letter for letter in letters), *letters]
+    kinds = [gguf.TokenType.CONTROL] * len(special) + [gguf.TokenType.NORMAL] * (2 * len(letters))
+    writer.add_tokenizer_model("bert")
+    writer.add_token_list([t.encode() for t in tokens])
+    writer.add_token_types(kinds)
+    writer.add_token_type_count(1)
+    writer.add_pad_token_id(0)
+    writer.add_unk_token_id(1)
+    writer.add_bos_token_id(2)
+    writer.add_sep_token_id(3)
+    writer.add_mask_token_id(4)
+    _add_bert_tensors(writer, len(tokens), np.random.default_rng(2))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _add_bert_tensors(writer: gguf.GGUFWriter, vocabulary: int, random: np.random.Generator) -> None:
+    def add(name: str, *shape: int, scale: float = 0.3) -> None:
+        writer.add_tensor(name, (random.standard_normal(shape) * scale).astype(np.float32))
+
+    def norm(name: str) -> None:
+        writer.add_tensor(f"{name}.weight", np.ones(WIDTH, dtype=np.float32))
+        writer.add_tensor(f"{name}.bias", np.zeros(WIDTH, dtype=np.float32))
+
+    add("token_embd.weight", vocabulary, WIDTH, scale=1.0)
+    add("token_types.weight", 1, WIDTH)
+    add("position_embd.weight", BERT_CONTEXT_TOKENS, WIDTH)
+    norm("token_embd_norm")
+    for layer in range(LAYERS):
+        for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            add(f"blk.{layer}.{part}.weight", WIDTH, WIDTH)
+        add(f"blk.{layer}.ffn_up.weight", FEED_FORWARD, WIDTH)
+        add(f"blk.{layer}.ffn_down.weight", WIDTH, FEED_FORWARD)
+        norm(f"blk.{layer}.attn_output_norm")
+        norm(f"blk.{layer}.layer_output_norm")

@@ -26,6 +26,7 @@ PURE = frozenset(PURE_WORDS.split())
 # Modules that exactly one room may import, wherever the floors would allow more.
 EXCLUSIVE = {
     "llama_cpp": "engine",
+    "llguidance": "engine",
     "psutil": "engine",
     "pynvml": "engine",
     "libp2p": "net",
@@ -59,7 +60,7 @@ ROOMS = {
     "wire": room(2, "core", "msgpack nacl base58"),
     "store": room(3, "core wire", "nacl"),
     "net": room(3, "core wire", "trio libp2p multiaddr zeroconf noise ifaddr"),
-    "engine": room(3, "core", "trio msgpack llama_cpp psutil pynvml jinja2 numpy"),
+    "engine": room(3, "core", "trio msgpack llama_cpp llguidance psutil pynvml jinja2 numpy"),
     "ports": room(4, "core wire"),
     "views": room(4, "core"),
     "node": room(4, "core policy machine wire ports views", "trio"),
