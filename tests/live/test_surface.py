@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,20 +10,31 @@ import openai
 import pytest
 
 from meshd.testing.cluster import Cluster, Node
+from tests.engine.tiny import write_tiny
 from tests.live.asking import PATIENCE_S, TINY
 from tests.live.conftest import SETTINGS
 
 pytestmark = pytest.mark.live
 
+CALLER = "caller"
+CALLING = (
+    "{{ bos_token }}{% if tools %}<|system|>"
+    "{% for t in tools %}{{ t.function.name }}{% endfor %} <tool_call>{% endif %}"
+    "{% for m in messages %}<|{{ m.role if m.role != 'tool' else 'user' }}|>{{ m.content }}{% endfor %}<|assistant|>"
+)
+OK = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
+TOOLS = [{"type": "function", "function": {"name": name, "parameters": OK}} for name in ("allow", "deny")]
 HI = [{"role": "user", "content": "hi"}]
 
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Node]:
     """One machine with one model."""
-    with Cluster(tmp_path_factory.mktemp("surface"), SETTINGS) as cluster:
+    cluster_root = tmp_path_factory.mktemp("surface")
+    with Cluster(cluster_root, SETTINGS) as cluster:
         node = cluster.found("solo")
         cluster.add_model(node, tiny, TINY)
+        cluster.add_model(node, write_tiny(cluster_root / "caller.gguf", template=CALLING), CALLER)
         yield node
 
 
@@ -71,7 +83,68 @@ def test_a_response_whole_and_streamed(client: openai.OpenAI) -> None:
 
 
 def test_models_and_the_document(client: openai.OpenAI, node: Node) -> None:
-    (model,) = client.models.list()
-    assert model.id == TINY and client.models.retrieve(TINY) == model
+    (model,) = [model for model in client.models.list() if model.id == TINY]
+    assert client.models.retrieve(TINY) == model
     assert model.model_dump()["mesh"]["abilities"]
     assert node.http.get("/openapi.json").json()["openapi"] == "3.1.0"
+
+
+def test_probabilities_are_of_the_tokens_that_were_said(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=TINY, messages=HI, max_tokens=6, temperature=0, logprobs=True, top_logprobs=3
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None and logprobs.content is not None and len(logprobs.content) == 6
+    for token in logprobs.content:
+        assert len(token.top_logprobs) == 3 and token.logprob <= 0
+        assert token.logprob == pytest.approx(token.top_logprobs[0].logprob)  # greedy: the best one was drawn
+    legacy = client.completions.create(model=TINY, prompt="x", max_tokens=3, logprobs=2)
+    told = legacy.choices[0].logprobs
+    assert told is not None and told.token_logprobs is not None and len(told.token_logprobs) == 3
+
+
+def test_a_bias_forces_and_forbids(client: openai.OpenAI, node: Node) -> None:
+    (token,) = node.post("/mesh/v1/tokenize", {"model": TINY, "text": "Q"})["tokens"]
+    forced = client.completions.create(model=TINY, prompt="x", max_tokens=4, logit_bias={str(token): 100})
+    assert forced.choices[0].text == "QQQQ"
+
+
+def test_an_answer_has_the_form_that_was_asked_for(client: openai.OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}},
+        "required": ["ok"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "verdict", "schema": schema}}
+    answer = client.chat.completions.create(model=TINY, messages=HI, max_tokens=60, response_format=form)  # type: ignore[call-overload]
+    assert isinstance(json.loads(answer.choices[0].message.content)["ok"], bool)
+
+
+def test_vectors_and_tokens(client: openai.OpenAI, node: Node) -> None:
+    listed = client.embeddings.create(model=TINY, input=["one", "two"])
+    alone = client.embeddings.create(model=TINY, input="two", encoding_format="float")
+    assert [vector.index for vector in listed.data] == [0, 1] and listed.usage.prompt_tokens > 0
+    assert listed.data[1].embedding == pytest.approx(alone.data[0].embedding, abs=1e-3)
+    tokens = node.post("/mesh/v1/tokenize", {"model": TINY, "text": "a b€", "pieces": True})
+    assert len(tokens["tokens"]) == tokens["count"] == len(tokens["pieces"])
+    assert node.post("/mesh/v1/detokenize", {"model": TINY, "tokens": tokens["tokens"]})["text"] == "a b€"
+    by_id = client.completions.create(model=TINY, prompt=tokens["tokens"], max_tokens=3)
+    assert by_id.usage is not None and by_id.usage.prompt_tokens == tokens["count"]
+
+
+def test_a_tool_is_called_whole_and_streamed(client: openai.OpenAI) -> None:
+    asked = {"model": CALLER, "messages": HI, "tools": TOOLS, "temperature": 0, "max_tokens": 200}
+    named = {"type": "function", "function": {"name": "deny"}}
+    answer = client.chat.completions.create(**asked, tool_choice=named, parallel_tool_calls=False)  # type: ignore[call-overload]
+    (choice,) = answer.choices
+    (call,) = choice.message.tool_calls
+    assert (choice.finish_reason, choice.message.content, call.function.name) == ("tool_calls", None, "deny")
+    assert isinstance(json.loads(call.function.arguments)["ok"], bool)
+    with client.chat.completions.stream(**asked, tool_choice=named, parallel_tool_calls=False) as stream:
+        final = stream.get_final_completion().choices[0]
+    assert final.finish_reason == "tool_calls"
+    assert final.message.tool_calls[0].function.arguments == call.function.arguments
+    history = [*HI, choice.message, {"role": "tool", "tool_call_id": call.id, "content": "done"}]
+    again = client.chat.completions.create(**{**asked, "messages": history, "max_tokens": 5}, tool_choice="none")
+    assert again.choices[0].message.content and not again.choices[0].message.tool_calls
