@@ -24,8 +24,14 @@ def find(venv: Path) -> Path | None:
     on_path = shutil.which("llama-server")
     if on_path:
         return Path(on_path)
-    found = [path for path in sorted(venv.rglob("llama-server")) if path.is_file() and path.stat().st_size > 100_000]
+    found = [path for path in sorted(venv.rglob("llama-server")) if path.is_file() and not _is_script(path)]
     return found[0] if found else None
+
+
+def _is_script(path: Path) -> bool:
+    """A launcher would need its own interpreter and hide the server's process id."""
+    with path.open("rb") as file:
+        return file.read(2) == b"#!"
 
 
 def build(venv: Path) -> Path | None:
