@@ -105,7 +105,7 @@ class Learnt:
     takes. ``continue_field``: a last message of the assistant is continued only when the request says so by name.
     ``extras``: fields beyond OpenAI's that it takes. ``schema_field``: how a schema that binds the answer is given
     (``json_schema``, ``json_object``; empty: not at all). ``limit_field``: what max_tokens is called there.
-    ``usage``: it tells token counts at the end of a stream.
+    ``usage``: a stream may be asked for token counts.
     """
 
     abilities: tuple[Ability, ...]

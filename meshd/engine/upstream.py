@@ -322,7 +322,7 @@ class _Answer:
     def _end(self) -> None:
         tokens, finish = self._reading.close()
         self._over = True
-        self._waiting.extend([*_told(tokens), EngineFinished(finish)])
+        self._waiting.extend([*_told(tokens), EngineFinished(finish, self._reading.counts.prompt)])
         told = self._tokens + len(tokens)
         now_s, prompt = trio.current_time(), self._reading.counts.prompt or 0
         self._note(Pace(prompt, self._first_s - self._asked_s, told, now_s - self._first_s))

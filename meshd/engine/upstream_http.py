@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import ssl
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any, Final
 
@@ -168,8 +168,7 @@ class Events:
 
     async def close(self) -> None:
         """Nothing more will be read."""
-        if isinstance(self._raw, AsyncGenerator):
-            await self._raw.aclose()
+        await _abandon(self._raw)
 
 
 @contextmanager
@@ -199,13 +198,25 @@ async def _read(answer: httpx.Response, max_bytes: int) -> bytes:
     parts: list[bytes] = []
     size_bytes = 0
     with _translated():
-        async with aclosing(answer.aiter_raw()) as raw:  # type: ignore[type-var]
+        raw = answer.aiter_raw()
+        try:
             async for part in raw:
                 size_bytes += len(part)
                 if size_bytes > max_bytes:
                     raise Garbled(f"the server answers with more than {max_bytes} bytes")
                 parts.append(part)
+        finally:
+            await _abandon(raw)
     return b"".join(parts)
+
+
+async def _abandon(raw: AsyncIterator[bytes]) -> None:
+    """Read no more. The library's reader is a chain of generators, and closing the outermost would leave the others to
+    the garbage collector; a cancelled read ends them all, from the innermost on. Never raises."""
+    with trio.CancelScope() as scope, suppress(httpx.HTTPError, httpx.StreamError, OSError):
+        scope.cancel()
+        async for _ in raw:
+            pass  # what was received already; the next read from the network is the cancelled one
 
 
 async def _parsed(raw: bytes) -> Any:

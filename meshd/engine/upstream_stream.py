@@ -116,18 +116,21 @@ class Calls:
         call[0] += name
         call[1] += arguments
 
-    def text(self) -> str:
-        """All of them, in order. Raises Garbled when arguments are no JSON object: such a call cannot be told."""
-        return "\n".join(_written(name, arguments) for _, (name, arguments) in sorted(self._calls.items()))
+    def text(self, *, cut: bool) -> str:
+        """All of them, in order; ``cut``: the last may be half written, and is told as far as it goes. Raises
+        EngineFailed when arguments are no JSON object otherwise: such a call cannot be told."""
+        return "\n".join(_written(name, arguments, cut) for _, (name, arguments) in sorted(self._calls.items()))
 
 
-def _written(name: str, arguments: str) -> str:
+def _written(name: str, arguments: str, cut: bool) -> str:
     try:
         values = json.loads(arguments or "{}")
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
-        raise Garbled("the server calls a tool with arguments that are no JSON object")
+        if cut:
+            return f'{HERMES.opener}\n{{"name": {json.dumps(name)}, "{HERMES.arguments_key}": {arguments}'
+        raise EngineFailed("the model calls a tool with arguments that are no JSON object")
     said = json.dumps({"name": name, HERMES.arguments_key: values}, ensure_ascii=False)
     return f"{HERMES.opener}\n{said}\n{HERMES.closer}"
 
@@ -220,7 +223,11 @@ class Reading:
         """What is left to tell when the stream is over, and why it is. Raises EngineFailed: it is not complete."""
         if self.finish is None:
             raise EngineFailed("the server's answer ended without an end")
-        tokens = list(self._numbered.put(calls)) if (calls := self._calls.text()) else []
+        tokens = (
+            list(self._numbered.put(calls))
+            if (calls := self._calls.text(cut=self.finish is FinishReason.LENGTH))
+            else []
+        )
         return [*tokens, *self._numbered.close(self.counts.completion)], self.finish
 
 

@@ -421,8 +421,8 @@ class Worker:
                     self.feed(on.EngineLoads(*key, fraction))
                 case EngineStarted(opening):
                     self.feed(on.EngineBegan(*key, opening))
-                case EngineFinished(reason):
-                    self.feed(on.EngineEnded(*key, reason))
+                case EngineFinished(reason, prompt_tokens):
+                    self.feed(on.EngineEnded(*key, reason, prompt_tokens))
 
 
 def _view(facts: on.ReceiptFacts, submitter_name: str, ago_s: float, *, ended: bool) -> JobView:
