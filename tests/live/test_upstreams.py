@@ -194,7 +194,7 @@ def test_a_server_killed_in_mid_stream_that_cannot_go_on_ends_in_the_error_and_c
     racks: Racks,
 ) -> None:
     offers(racks.carol, FAR, 1)
-    with ChatStream(racks.carol, chat(FAR, 1500)) as stream:
+    with ChatStream(racks.carol, chat(FAR, 1000)) as stream:
         stream.read(pieces=5)
         racks.real.kill()
         stream.read()
@@ -210,7 +210,7 @@ def test_a_server_killed_in_mid_stream_that_cannot_go_on_ends_in_the_error_and_c
 
 def test_a_frozen_server_is_given_up_and_found_again(racks: Racks) -> None:
     offers(racks.carol, FAR, 1)
-    with ChatStream(racks.carol, chat(FAR, 1500)) as stream:
+    with ChatStream(racks.carol, chat(FAR, 1000)) as stream:
         stream.read(pieces=5)
         racks.real.send(signal.SIGSTOP)
         try:
