@@ -269,6 +269,8 @@ class _Answer:
         self._reading = Reading(Numbered(request.first, request.limit), request.skip)
         self._waiting: deque[EngineEvent] = deque()
         self._over = False
+        self._failure: EngineFailed | None = None
+        self._complete = False
         self._asked_s = self._first_s = trio.current_time()
         self._tokens = 0
 
@@ -281,7 +283,7 @@ class _Answer:
         prompt = counts.prompt or 0
         opening = Opening(prompt, (), min(counts.cached, prompt), self._request.tool_syntax)
         self._waiting.appendleft(EngineStarted(opening))
-        if not self._over:
+        if not self._complete:
             self._events.begun()
 
     def __aiter__(self) -> AsyncIterator[EngineEvent]:
@@ -289,27 +291,38 @@ class _Answer:
 
     async def __anext__(self) -> EngineEvent:
         while not self._waiting:
+            if self._failure is not None:
+                raise self._failure
             if self._over:
                 raise StopAsyncIteration
             await self._read()
         return self._waiting.popleft()
 
     async def _read(self) -> None:
-        """What came next, and all that waits behind it."""
-        tokens: list[Token] = []
+        """What came next, and all that waits behind it. A failure comes after the tokens that came before it."""
+        try:
+            while await self._read_one() and self._events.waiting and len(self._waiting) < FRAME_TOKENS:
+                pass
+        except EngineFailed as e:
+            if not self._waiting:
+                raise
+            self._failure = e
+
+    async def _read_one(self) -> bool:
+        """Take the next event; whether there may be more."""
         event = await self._next()
-        while event is not None:
-            tokens += self._reading.take(event)
-            if not self._events.waiting or len(tokens) >= FRAME_TOKENS:
-                break
-            event = await self._next()
-        self._note(None)
-        self._tokens += len(tokens)
-        self._waiting.extend(_told(tokens))
         if event is None:
             self._end()
-        elif self._reading.finish is not None:
+            return False
+        tokens = self._reading.take(event)
+        self._note(None)
+        self._tokens += len(tokens)
+        if tokens:
+            self._waiting.append(EngineTokens(tuple(tokens)))
+        if self._reading.finish is not None and not self._complete:
+            self._complete = True
             self._events.hurry(AFTERWORD_S)
+        return True
 
     async def _next(self) -> dict[str, Any] | None:
         try:

@@ -130,8 +130,8 @@ class Events:
         self._due_s = trio.current_time() + self._stall_s
 
     def hurry(self, wait_s: float) -> None:
-        """What matters is there: wait no longer than so for the rest."""
-        self._begun, self._stall_s = True, wait_s
+        """What matters is there: wait no longer than so for all the rest."""
+        self._begun = False
         self._due_s = trio.current_time() + wait_s
 
     @property

@@ -50,6 +50,7 @@ class Numbered:
     def __init__(self, first: int, limit: int) -> None:
         self._first, self._next, self._limit = first, first, limit
         self._held = b""
+        self._beyond = 0
 
     def put(self, text: str) -> Iterator[Token]:
         """The tokens for a piece of text; one without text, too, counts. Raises Garbled: more than was asked for."""
@@ -58,7 +59,8 @@ class Numbered:
                 yield self._token(piece)
                 continue
             self._held += piece
-            if len(self._held) > MAX_HELD_BYTES:
+            self._beyond += 1
+            if len(self._held) > MAX_HELD_BYTES or self._beyond > MAX_SILENT_TOKENS:
                 raise Garbled("the server goes on beyond the tokens that were asked for")
 
     def close(self, counted: int | None) -> Iterator[Token]:

@@ -3,6 +3,7 @@ back by itself when it is well. The server is the tests' own, over real sockets.
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -493,3 +494,40 @@ async def test_embeddings_go_some_at_a_time_and_on_from_what_was_delivered() -> 
     tokens = [t for e in events if isinstance(e, EngineTokens) for t in e.tokens]
     assert [t.index for t in tokens] == list(range(1, 40)) and tokens[0].piece == b"\x00\x00\x80?"
     assert [len(asked.body["input"]) for asked in server.asked[-2:]] == [32, 7]
+
+
+async def test_what_came_together_with_a_failure_is_told_before_it() -> None:
+    """A connection hands over as much as arrived: the failure must not swallow the text in front of it."""
+
+    async def at_once(asked: Asked) -> None:
+        await asked.begin()
+        said = [{"choices": [{"delta": {"content": text}}]} for text in ("Hel", "lo")]
+        events = [*said, {"error": {"message": "out of memory"}}]
+        await asked.send(b"".join(b"data: %s\n\n" % json.dumps(event).encode() for event in events))
+
+    async with scripted() as server, fronted(server) as (engines, upstream):
+        server.script[CHAT] = at_once
+        told: list[EngineEvent] = []
+        with pytest.raises(EngineFailed, match="out of memory"):
+            async with engines.generate(upstream.digest, WORK, ()) as events:
+                async for event in events:
+                    told.append(event)
+        assert text_of(told) == "Hello" and isinstance(told[0], EngineStarted)
+
+
+async def test_a_complete_answer_is_not_held_up_by_what_is_said_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def talks_on(asked: Asked) -> None:
+        await asked.begin()
+        await asked.say("Hel")
+        await asked.event({"choices": [{"delta": {}, "finish_reason": "stop"}]})
+        while True:
+            await asked.event({"choices": []})
+            await trio.sleep(afterword_s / 4)
+
+    afterword_s = 0.2
+    monkeypatch.setattr("meshd.engine.upstream.AFTERWORD_S", afterword_s)
+    async with scripted() as server, fronted(server) as (engines, upstream):
+        server.script[CHAT] = talks_on
+        with trio.fail_after(20):
+            events = await answer(engines, upstream)
+        assert text_of(events) == "Hel" and isinstance(events[-1], EngineFinished)
