@@ -104,9 +104,11 @@ class Engines:
         """Every engine process, then every upstream."""
         return (*self.files.status(), *(engine.engine_status() for engine in self.upstreams.all()))
 
-    async def load(self, model: ModelFile, limits: EngineLimits) -> EngineModel:
+    async def load(
+        self, model: ModelFile, limits: EngineLimits, progress: Callable[[float], None] | None = None
+    ) -> EngineModel:
         """Load (or keep) a file. Raises ModelInvalid, BeyondLimits, EngineFailed."""
-        return await self.files.load(model, limits)
+        return await self.files.load(model, limits, progress)
 
     async def unload(self, digest: ModelDigest) -> None:
         """End the engine of that file."""

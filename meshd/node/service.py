@@ -13,6 +13,7 @@ from pathlib import PurePath
 import trio
 
 from meshd.core.classes import DataClass
+from meshd.core.engine import EngineStatus
 from meshd.core.errors import MeshError, NotAuthorised, NotFound
 from meshd.core.ids import JobId, NodeId, job_id, parse_node_id
 from meshd.core.job import Constraints, Job, TaskKind
@@ -176,12 +177,17 @@ class MeshService:
             peers=self._peers(),
             jobs=tuple(j for j in await self.jobs() if j.ended_at is None),
             models=tuple(pictures.model_view(m) for m in ad.models),
-            engines=tuple(pictures.engine_view(s) for s in parts.models.status()),
+            engines=tuple(pictures.engine_view(s) for s in (*parts.models.status(), *self._behind())),
             warnings=self._warnings(certificate),
             api_url=self.api_url,
             uptime_s=trio.current_time() - self._started_s,
             version=parts.software,
         )
+
+    def _behind(self) -> tuple[EngineStatus, ...]:
+        """The upstreams, which the models know nothing of: there is nothing to load."""
+        names = self._parts.upstreams.names() if self._parts.upstreams is not None else set()
+        return tuple(s for s in self._parts.engine.status() if s.model in names)
 
     def _org(self, certificate: Certificate) -> OrgView:
         return pictures.org_view(self._parts.org, certificate, issuer=self._parts.invites is not None)

@@ -29,6 +29,10 @@ class UpstreamDesk:
         for upstream in await self._store.list():
             self._upstreams.open(upstream)
 
+    def names(self) -> set[str]:
+        """The names under which upstreams are registered here."""
+        return {status.upstream.name for status in self._upstreams.statuses()}
+
     def check_free(self, name: str) -> None:
         """Raise AlreadyDone when an upstream is offered under that name."""
         if any(status.upstream.name == name for status in self._upstreams.statuses()):
