@@ -129,6 +129,7 @@ def schema() -> Any:
 
 
 CONTRADICTIONS = {
+    "addUpstream": "url name model key",
     "chat": "messages top_logprobs stream_options max_tokens tool_choice tools response_format logit_bias",
     "complete": "stream_options best_of echo logit_bias",
     "embed": "dimensions",
