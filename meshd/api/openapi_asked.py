@@ -198,6 +198,12 @@ _INVITE = asked(
     },
 )
 
+_URL: Schema = {
+    "type": "string",
+    "pattern": r"^[Hh][Tt][Tt][Pp][Ss]?://([A-Za-z0-9.-]{1,253}|\[[0-9a-fA-F:.]{2,45}\])"
+    r"(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]{0,200})?$",
+}
+
 ASKED: dict[str, Schema] = {
     "MeshOptions": _MESH,
     "ChatMessage": either(_message(words("system", "developer", "user", "assistant")), _ASSISTANT, _TOOL_MESSAGE),
@@ -216,7 +222,7 @@ ASKED: dict[str, Schema] = {
     "DrainRequest": asked({}, {"deadline_s": number(0, parse_mesh.MAX_DRAIN_S)}),
     "AddModelRequest": asked({"path": text(4096, least=1)}, {"name": text(200)}),
     "AddUpstreamRequest": asked(
-        {"url": text(500, least=1), "model": text(200, least=1)},
+        {"url": _URL, "model": text(200, least=1)},
         {
             "name": text(200),
             "class_max": words(*_CLASSES),

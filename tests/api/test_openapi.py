@@ -137,7 +137,7 @@ CONTRADICTIONS = {
     "tokenize": "messages",
 }
 """What a schema cannot say: fields that contradict each other, a tool's message without its call, one name twice, a
-token's id beyond 31 bits."""
+token's id beyond 31 bits, no such port, characters that cannot be printed."""
 
 
 @pytest.mark.parametrize("operation", BODIES, ids=lambda o: o.name)
