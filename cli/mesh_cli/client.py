@@ -17,6 +17,8 @@ CONNECT_TIMEOUT_S: Final = 3.0
 ANSWER_TIMEOUT_S: Final = 15.0
 MODEL_TIMEOUT_S: Final = 900.0
 """Adding a model reads and hashes the whole file, and loads it once."""
+UPSTREAM_TIMEOUT_S: Final = 180.0
+"""Adding an upstream asks the server for a handful of answers; some load the model first."""
 TOKEN_TIMEOUT_S: Final = 300.0
 """Between two pieces of a streamed answer: a large model may load and read a long prompt first."""
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
@@ -55,8 +57,11 @@ class Api:
 
     def delete_model(self, name: str) -> None:
         """Forget the model called ``name``."""
-        path = contract.MODEL.replace("{name:path}", quote(name, safe="/"))
-        self._call("DELETE", path, None, self._answer_timeout_s)
+        self.delete(contract.MODEL, name)
+
+    def delete(self, path: str, name: str) -> None:
+        """Forget what ``name`` stands for at ``path``, which holds ``{name:path}``."""
+        self._call("DELETE", path.replace("{name:path}", quote(name, safe="/")), None, self._answer_timeout_s)
 
     def _call(self, method: str, path: str, body: object, timeout_s: float) -> View:
         with self._translated(timeout_s):

@@ -33,6 +33,7 @@ ENTRIES: Final = (
     Entry("run", "Run a prompt and print the answer as it comes.", _WORK),
     Entry("chat", "Talk with a model.", _WORK),
     Entry("model", "Add, list and remove models.", _WORK),
+    Entry("upstream", "Stand in front of other servers, as one node.", _WORK),
     Entry("token", "Show or replace the token of the local API.", _WORK),
 )
 

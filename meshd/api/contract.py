@@ -18,6 +18,10 @@ RESUME: Final = "/mesh/v1/resume"  # POST -> ShareView
 DRAIN: Final = "/mesh/v1/drain"  # POST {"deadline_s": float} -> ShareView, when idle
 MODELS: Final = "/mesh/v1/models"  # GET -> {"models": [MeshModelView]}; POST {"path", "name"?} -> ModelView
 MODEL: Final = "/mesh/v1/models/{name:path}"  # DELETE -> {}
+UPSTREAMS: Final = "/mesh/v1/upstreams"
+# GET -> {"upstreams": [UpstreamView]}
+# POST {"url", "model", "name"?, "class_max"?, "slots"?, "context_tokens"?, "key"?} -> UpstreamView, the server asked
+UPSTREAM: Final = "/mesh/v1/upstreams/{name:path}"  # DELETE -> {}
 INVITES: Final = "/mesh/v1/invites"  # POST {"site","region","clearance","valid_s","uses","labels"} -> {"invite": str}
 NOOP: Final = "/mesh/v1/noop"  # POST {"worker"?, "count"?, "concurrency"?} -> NoopReport: no-op tasks, timed
 TOKENIZE: Final = "/mesh/v1/tokenize"  # POST {"model", "text"|"messages", "special"?, "pieces"?} -> {"tokens": [ids]}

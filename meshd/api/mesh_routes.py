@@ -42,6 +42,9 @@ class MeshRoutes:
             Route(contract.MODELS, self.models, methods=["GET"]),
             Route(contract.MODELS, self.add_model, methods=["POST"]),
             Route(contract.MODEL, self.remove_model, methods=["DELETE"]),
+            Route(contract.UPSTREAMS, self.upstreams, methods=["GET"]),
+            Route(contract.UPSTREAMS, self.add_upstream, methods=["POST"]),
+            Route(contract.UPSTREAM, self.remove_upstream, methods=["DELETE"]),
             Route(contract.INVITES, self.invite, methods=["POST"]),
             Route(contract.NOOP, self.noop, methods=["POST"]),
             Route(contract.SHUTDOWN, self.shutdown, methods=["POST"]),
@@ -98,6 +101,21 @@ class MeshRoutes:
         """Forget a model of this machine; the file stays."""
         parse.parse_nothing(decode(await request.body()))
         await self._service.remove_model(request.path_params["name"])
+        return json_response({})
+
+    async def upstreams(self, request: Request) -> Response:
+        """The servers that this node stands in front of."""
+        return json_response({"upstreams": [asdict(u) for u in await self._service.upstreams()]})
+
+    async def add_upstream(self, request: Request) -> Response:
+        """Stand in front of a server; answers when it was asked what it can do."""
+        wanted = parse.parse_add_upstream(decode(await request.body()))
+        return json_response(asdict(await self._service.add_upstream(wanted)))
+
+    async def remove_upstream(self, request: Request) -> Response:
+        """Stand in front of it no longer."""
+        parse.parse_nothing(decode(await request.body()))
+        await self._service.remove_upstream(request.path_params["name"])
         return json_response({})
 
     async def invite(self, request: Request) -> Response:

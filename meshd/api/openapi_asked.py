@@ -19,6 +19,7 @@ from meshd.api.openapi_words import (
 )
 from meshd.core import limits
 from meshd.core.classes import DataClass
+from meshd.core.upstream import MAX_KEY_CHARS, MAX_SLOTS
 
 _TEXT = text(limits.MAX_PROMPT_BYTES)
 _MODEL = text(200, least=1)
@@ -197,6 +198,12 @@ _INVITE = asked(
     },
 )
 
+_URL: Schema = {
+    "type": "string",
+    "pattern": r"^[Hh][Tt][Tt][Pp][Ss]?://([A-Za-z0-9.-]{1,253}|\[[0-9a-fA-F:.]{2,45}\])"
+    r"(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]{0,200})?$",
+}
+
 ASKED: dict[str, Schema] = {
     "MeshOptions": _MESH,
     "ChatMessage": either(_message(words("system", "developer", "user", "assistant")), _ASSISTANT, _TOOL_MESSAGE),
@@ -214,6 +221,16 @@ ASKED: dict[str, Schema] = {
     "ShareRequest": asked({}, {"cpu": number(0.01, 1), "memory_bytes": whole(64 * 1024 * 1024, 2**50)}),
     "DrainRequest": asked({}, {"deadline_s": number(0, parse_mesh.MAX_DRAIN_S)}),
     "AddModelRequest": asked({"path": text(4096, least=1)}, {"name": text(200)}),
+    "AddUpstreamRequest": asked(
+        {"url": _URL, "model": text(200, least=1)},
+        {
+            "name": text(200),
+            "class_max": words(*_CLASSES),
+            "slots": whole(1, MAX_SLOTS),
+            "context_tokens": whole(1, 2**30),
+            "key": text(MAX_KEY_CHARS),
+        },
+    ),
     "InviteRequest": _INVITE,
     "NoopRequest": asked(
         {},

@@ -198,6 +198,8 @@ TOLD: dict[str, Schema] = {
     "Share": schema_of(views.ShareView),
     "MeshModels": told({"models": listed(schema_of(views.MeshModelView))}),
     "LocalModel": schema_of(views.ModelView),
+    "Upstreams": told({"upstreams": listed(schema_of(views.UpstreamView))}),
+    "Upstream": schema_of(views.UpstreamView),
     "Invite": told({"invite": _STRING}),
     "NoopReport": schema_of(views.NoopReport),
     "Document": {"type": "object"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from meshd.api.fields import Fields
 from meshd.core.classes import DataClass, Region
 from meshd.core.trust import parse_name
+from meshd.core.upstream import MAX_KEY_CHARS, MAX_SLOTS, Upstream, normal_url
 from meshd.node.views import InviteRequest, NoopRequest
 
 MAX_INVITE_VALID_S = 30 * 24 * 3600.0
@@ -57,6 +58,22 @@ def parse_invite(body: object) -> InviteRequest:
     labels = fields.texts("labels", max_items=16, max_chars=64)
     fields.finish()
     return InviteRequest(site, region, clearance, 24 * 3600.0 if valid_s is None else valid_s, uses or 1, labels)
+
+
+def parse_add_upstream(body: object) -> Upstream:
+    """{"url", "model", "name"?: the model's name there, "class_max"?: internal, "slots"?: 16, "context_tokens"?,
+    "key"?: bearer token}."""
+    fields = Fields(body)
+    url = normal_url(fields.required_text("url", max_chars=500))
+    model = fields.required_text("model", max_chars=200)
+    name = fields.text("name", max_chars=200)
+    class_max = fields.text("class_max", max_chars=40)
+    slots = fields.integer("slots", 1, MAX_SLOTS)
+    context_tokens = fields.integer("context_tokens", 1, 2**30)
+    key = fields.text("key", max_chars=MAX_KEY_CHARS)
+    fields.finish()
+    highest = DataClass.INTERNAL if class_max is None else DataClass.parse(class_max, param="class_max")
+    return Upstream(name or model, url, model, highest, slots or 16, context_tokens or 0, key or "")
 
 
 def parse_noop(body: object) -> NoopRequest:

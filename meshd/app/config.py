@@ -102,6 +102,19 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class UpstreamsConfig:
+    """Servers that this node stands in front of."""
+
+    connect_timeout_s: float = field(default=5.0, metadata=_range(0.1, 60))
+    first_token_timeout_s: float = field(default=120.0, metadata=_range(0.5, 3600))
+    stall_timeout_s: float = field(default=30.0, metadata=_range(0.5, 3600))
+    check_interval_s: float = field(default=10.0, metadata=_range(0.1, 3600))
+    check_timeout_s: float = field(default=5.0, metadata=_range(0.1, 60))
+    learn_timeout_s: float = field(default=120.0, metadata=_range(0.5, 600))
+    max_rest_s: float = field(default=60.0, metadata=_range(0.1, 3600))
+
+
+@dataclass(frozen=True, slots=True)
 class ApiConfig:
     """The local HTTP API."""
 
@@ -125,6 +138,7 @@ class Config:
     membership: MembershipConfig = MembershipConfig()
     jobs: JobsConfig = JobsConfig()
     engine: EngineConfig = EngineConfig()
+    upstreams: UpstreamsConfig = UpstreamsConfig()
     api: ApiConfig = ApiConfig()
     log: LogConfig = LogConfig()
 

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import trio
 
@@ -21,8 +21,8 @@ from meshd.app.stores import DeskInvites, DiskStores
 from meshd.app.supervise import keep_running
 from meshd.core.ids import NodeId
 from meshd.core.trust import Certificate
-from meshd.engine.config import PoolConfig
-from meshd.engine.pool import EnginePool, open_pool
+from meshd.engine.config import PoolConfig, UpstreamConfig
+from meshd.engine.engines import Engines, open_engines
 from meshd.engine.probe import MachineProbe
 from meshd.net.config import NetConfig
 from meshd.net.enrolment import EnrolmentListener
@@ -38,6 +38,7 @@ from meshd.node.receipts import ReceiptKeeper
 from meshd.node.service import MeshService, Parts
 from meshd.node.streams import TaskStreams
 from meshd.node.submitter import Submitter
+from meshd.node.upstreams import UpstreamDesk
 from meshd.node.worker import Worker
 from meshd.policy.admission import Host
 from meshd.policy.placement import PlacementView
@@ -82,12 +83,15 @@ class Ground:
 class Node:
     """One node's parts, connected. Everything is built here and nowhere else."""
 
-    def __init__(self, ground: Ground, stores: DiskStores, net: MeshNet, pool: EnginePool, guest: Guest) -> None:
-        self.ground, self.net, self.pool, self.guest, self.stores = ground, net, pool, guest, stores
+    def __init__(self, ground: Ground, stores: DiskStores, net: MeshNet, engines: Engines, guest: Guest) -> None:
+        self.ground, self.net, self.engines, self.guest, self.stores = ground, net, engines, guest, stores
         self.probe = MachineProbe()
         self.cpu_threads = self.probe.machine().cpu_threads
         self.view = PlacementView()
         self.models = self._models()
+        self.upstreams = UpstreamDesk(
+            stores.upstreams, engines.upstreams, lambda: {file.name for file in self.models.files}
+        )
         self.receipts = ReceiptKeeper(stores.ledger)
         self.worker = self._worker()
         self.advertiser = self._advertiser()
@@ -104,19 +108,19 @@ class Node:
     def _models(self) -> Models:
         models = Models(
             self.stores.models,
-            self.pool,
+            self.engines.files,
             lambda: limits_of(self.guest.share, self.cpu_threads),
             idle_unload_s=self.ground.config.engine.idle_unload_s,
             seed=int.from_bytes(os.urandom(4), "big"),
         )
-        self.pool.listen(models.engine_died)
+        self.engines.files.listen(models.engine_died)
         return models
 
     def _worker(self) -> Worker:
         return Worker(
             self.ground.identity.key,
             self.ground.config.engine.slots,
-            self.pool,
+            self.engines,
             self.models,
             self._host,
             self.receipts,
@@ -132,7 +136,7 @@ class Node:
         return Advertiser(
             me,
             self.guest,
-            self.pool,
+            self.engines,
             self.probe,
             lambda: self.worker.running,
             time.time,
@@ -243,7 +247,7 @@ class Node:
             guest=self.guest,
             advertiser=self.advertiser,
             presence=self.presence,
-            engine=self.pool,
+            engine=self.engines,
             probe=self.probe,
             models=self.models,
             neighbours=self.neighbours,
@@ -255,6 +259,7 @@ class Node:
             wall=time.time,
             software=SOFTWARE,
             preload=self.ground.config.engine.preload,
+            upstreams=self.upstreams,
         )
 
     async def _discover(self) -> None:
@@ -279,6 +284,8 @@ class Node:
         """Everything but the API, while in the context."""
         await self.models.reload()
         self.advertiser.set_models(self.models.files)
+        self.engines.upstreams.on_change(self.service.models_changed)
+        await self.upstreams.open_all()
         self.presence.refresh()
         self.net.transport.serve(TASK, self.worker.serve)
         async with AsyncExitStack() as stack:
@@ -322,6 +329,10 @@ def _pool_config(config: Config) -> PoolConfig:
     )
 
 
+def _upstream_config(config: Config) -> UpstreamConfig:
+    return UpstreamConfig(**asdict(config.upstreams))
+
+
 def _ground(home: Home, config: Config, database: Database) -> Ground:
     """Read who this node is. Raises NotEnrolled, HomeUnusable."""
     identity = load_identity(home)
@@ -345,10 +356,10 @@ async def run_daemon(home: Home, config: Config) -> None:
         gate = MemberGate(root, lambda: ground.proof, time.time)
         net_config = NetConfig(seed=ground.identity.key.seed, listen=config.network.listen)
         async with (
-            open_pool(_pool_config(config)) as pool,
+            open_engines(_pool_config(config), _upstream_config(config)) as engines,
             open_mesh_net(net_config, gate, AdJudge(root, time.time)) as net,
         ):
-            node = Node(ground, stores, net, pool, guest)
+            node = Node(ground, stores, net, engines, guest)
             async with node.running():
                 await _serve(node)
 

@@ -55,6 +55,8 @@ def begin(stream: TextIO, level: str) -> None:
     handler.setFormatter(OneLine(FORMAT))
     handler.addFilter(Calm())
     logging.basicConfig(handlers=[handler], level=level.upper())
+    for chatty in ("httpx", "httpcore"):  # a line for every request, and at debug what went over the wire
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def _escaped(character: str) -> str:

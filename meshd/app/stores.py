@@ -16,9 +16,10 @@ from meshd.core.ids import NodeId
 from meshd.core.receipt import Receipt
 from meshd.core.share import Share
 from meshd.core.trust import InviteTerms
+from meshd.core.upstream import Upstream
 from meshd.engine import gguf
 from meshd.node.views import InviteRequest
-from meshd.store import models, peers, receipts, settings
+from meshd.store import models, peers, receipts, settings, upstreams
 from meshd.store.db import Database
 from meshd.store.issuer import Issuer
 
@@ -130,6 +131,25 @@ def _inspect(path: str, name: str | None) -> ModelFile:
     return ModelFile(chosen, gguf.digest(str(file)), str(file), info.size_bytes)
 
 
+class DiskUpstreams:
+    """`UpstreamStore` over the upstreams table."""
+
+    def __init__(self, disk: _Disk) -> None:
+        self._disk = disk
+
+    async def list(self) -> tuple[Upstream, ...]:
+        """Registered upstreams by name."""
+        return await self._disk.run(upstreams.list_upstreams)
+
+    async def add(self, upstream: Upstream) -> None:
+        """Register. Raises AlreadyDone."""
+        await self._disk.run(upstreams.add_upstream, upstream)
+
+    async def remove(self, name: str) -> Upstream:
+        """Forget. Raises NotFound."""
+        return await self._disk.run(upstreams.remove_upstream, name)
+
+
 class DeskInvites:
     """`InviteIssuer` over the issuer's desk; addresses are asked for when an invite is made."""
 
@@ -167,3 +187,4 @@ class DiskStores:
         self.peers = DiskPeers(disk, wall)
         self.settings = DiskSettings(disk)
         self.models = DiskModels(disk)
+        self.upstreams = DiskUpstreams(disk)

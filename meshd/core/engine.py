@@ -70,9 +70,10 @@ class EngineTokens:
 
 @dataclass(frozen=True, slots=True)
 class EngineFinished:
-    """The generation is complete."""
+    """The generation is complete. ``prompt_tokens``: told only here by an engine that did not know it at the start."""
 
     reason: FinishReason
+    prompt_tokens: int | None = None
 
 
 EngineEvent = EngineLoading | EngineStarted | EngineTokens | EngineFinished

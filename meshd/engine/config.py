@@ -20,3 +20,18 @@ class PoolConfig:
     hang_after_s: float = 30.0
     priority: str = "low"
     nice: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamConfig:
+    """How patient this node is with servers that it stands in front of. ``first_token_timeout_s``: from the request to
+    the first token, a long prompt and a place in the server's queue included; ``stall_timeout_s``: between two tokens.
+    A server that failed is asked again after a second, then twice as long each time, at most ``max_rest_s``."""
+
+    connect_timeout_s: float = 5.0
+    first_token_timeout_s: float = 120.0
+    stall_timeout_s: float = 30.0
+    check_interval_s: float = 10.0
+    check_timeout_s: float = 5.0
+    learn_timeout_s: float = 120.0
+    max_rest_s: float = 60.0

@@ -287,6 +287,8 @@ class Execution:
 
     def _engine_ended(self, run: Run, event: ev.EngineEnded, now_s: float) -> _Effects:
         run.state = State.STOPPING
+        if event.prompt_tokens is not None:
+            run.prompt_tokens = event.prompt_tokens
         return [ev.SendFinished(run.submitter, run.attempt, event.reason, run.facts(event.reason, now_s))]
 
     def _engine_broke(self, run: Run, event: ev.EngineBroke, now_s: float) -> _Effects:

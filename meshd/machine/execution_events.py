@@ -99,11 +99,12 @@ class EngineProduced:
 
 @dataclass(frozen=True, slots=True)
 class EngineEnded:
-    """The engine completed the generation."""
+    """The engine completed the generation. ``prompt_tokens``: where it did not know them at the start."""
 
     submitter: NodeId
     attempt: AttemptId
     reason: FinishReason
+    prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from meshd.core import limits
-from meshd.core.ad import Ad, ModelOffer
+from meshd.core.ad import Ad, DeviceKind, ModelOffer
 from meshd.core.engine import EngineModel, MachineInfo, ModelFile
 from meshd.core.ids import NodeId
 from meshd.node.guest import Guest
@@ -96,9 +96,11 @@ class Advertiser:
         )
 
     def offers(self) -> tuple[ModelOffer, ...]:
-        """The registered models, with what the engine measured of those loaded."""
+        """The registered models, with what the engine measured of those loaded; upstreams while they are well."""
         loaded = {m.digest: m for m in self._engine.loaded()}
-        return tuple(self._offer(f, loaded.get(f.digest)) for f in self._models)
+        files = [self._offer(f, loaded.get(f.digest)) for f in self._models]
+        behind = [_offer_of(m.name, m) for m in loaded.values() if m.device is DeviceKind.UPSTREAM]
+        return tuple([*files, *behind][: limits.MAX_MODELS_PER_AD])
 
     def offer(self, file: ModelFile) -> ModelOffer:
         """What is offered of one registered model."""
@@ -107,15 +109,19 @@ class Advertiser:
     def _offer(self, file: ModelFile, loaded: EngineModel | None) -> ModelOffer:
         if loaded is None:
             return ModelOffer(file.name, file.digest, self._me.default_context_tokens)
-        return ModelOffer(
-            file.name,
-            file.digest,
-            loaded.context_tokens,
-            loaded.prefill_tokens_per_s,
-            loaded.generation_tokens_per_s,
-            ready=True,
-            rates=loaded.rates,
-            abilities=loaded.abilities,
-            device=loaded.device,
-            class_max=loaded.class_max,
-        )
+        return _offer_of(file.name, loaded)
+
+
+def _offer_of(name: str, loaded: EngineModel) -> ModelOffer:
+    return ModelOffer(
+        name,
+        loaded.digest,
+        loaded.context_tokens,
+        loaded.prefill_tokens_per_s,
+        loaded.generation_tokens_per_s,
+        ready=True,
+        rates=loaded.rates,
+        abilities=loaded.abilities,
+        device=loaded.device,
+        class_max=loaded.class_max,
+    )

@@ -272,7 +272,7 @@ class JobShell:
             self.answer.write(TextDelta(rest, 0))
         record = self._records.get(complete.attempt.number) if complete.attempt else None
         receipt, receipt_id = (record.receipt, record.receipt_id) if record else (None, "")
-        self.answer.write(JobDone(complete.finish, complete.usage, receipt, receipt_id))
+        self.answer.write(JobDone(complete.finish, _told_late(complete.usage, receipt), receipt, receipt_id))
         if complete.worker is not None and complete.verified:
             self._view.bans.success(complete.worker)
         if complete.attempt is not None:
@@ -324,6 +324,14 @@ class JobShell:
             ended_at=self._ended_at,
             finish=self._finish,
         )
+
+
+def _told_late(usage: Usage, receipt: Receipt | None) -> Usage:
+    """The usage, with the prompt's tokens as the receipt has them where the engine knew them only at the end. The
+    receipt of a later attempt counts what was delivered before as prompt, too, and so tells nothing."""
+    if usage.prompt_tokens or receipt is None or receipt.first_index:
+        return usage
+    return replace(usage, prompt_tokens=receipt.prompt_tokens)
 
 
 def _hint(kind: type[MeshError]) -> str:

@@ -272,6 +272,10 @@ class Models:
             self._used_at_s.pop(file.digest, None)
         return file
 
+    def is_file(self, digest: ModelDigest) -> bool:
+        """Whether that model is a registered file, which must be loaded before it is used."""
+        return any(file.digest == digest for file in self.files)
+
     def named(self, name: str) -> ModelFile:
         """The registered model of that name; raises NotFound."""
         for file in self.files:

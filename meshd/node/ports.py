@@ -27,6 +27,7 @@ from meshd.core.job import Work
 from meshd.core.peers import PeerDown as PeerDown
 from meshd.core.peers import PeerUp as PeerUp
 from meshd.core.trust import Certificate
+from meshd.core.upstream import Learnt, Upstream, UpstreamStatus
 
 __all__ = [
     "Directory",
@@ -45,6 +46,7 @@ __all__ = [
     "Probe",
     "StreamHandler",
     "Transport",
+    "Upstreams",
 ]
 
 
@@ -148,6 +150,22 @@ class Engine(Protocol):
     ) -> AbstractAsyncContextManager[AsyncIterator[EngineEvent]]:
         """Do one piece of work, going on after ``delivered``. Leaving the context frees the sequence within one
         decode step. Raises BadInput, ContextOverflow, Overloaded (no slot), EngineFailed."""
+
+
+class Upstreams(Protocol):
+    """OpenAI-compatible servers that this node stands in front of. What they offer is among the Engine's models."""
+
+    async def learn(self, upstream: Upstream) -> Learnt:
+        """Ask the server what it can do. Raises BadInput (address, key or model), Unreachable, Overloaded."""
+
+    def open(self, upstream: Upstream, learnt: Learnt | None = None) -> UpstreamStatus:
+        """Offer it from now on, while it is well; without ``learnt`` from when it was asked and answered."""
+
+    def close(self, digest: ModelDigest) -> None:
+        """Offer it no longer; what runs there ends with EngineFailed."""
+
+    def statuses(self) -> tuple[UpstreamStatus, ...]:
+        """Each of them now."""
 
 
 class Probe(Protocol):

@@ -8,14 +8,17 @@ import statistics
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import PurePath
 
 import trio
 
 from meshd.core.classes import DataClass
+from meshd.core.engine import EngineStatus
 from meshd.core.errors import MeshError, NotAuthorised, NotFound
 from meshd.core.ids import JobId, NodeId, job_id, parse_node_id
 from meshd.core.job import Constraints, Job, TaskKind
 from meshd.core.trust import Certificate, Organisation
+from meshd.core.upstream import Upstream
 from meshd.node import pictures
 from meshd.node.advertiser import Advertiser
 from meshd.node.answer import AnswerBuffer
@@ -26,6 +29,7 @@ from meshd.node.ports import Engine, Probe
 from meshd.node.presence import Presence
 from meshd.node.stores import InviteIssuer
 from meshd.node.submitter import Submitter
+from meshd.node.upstreams import UpstreamDesk
 from meshd.node.views import (
     InviteRequest,
     JobView,
@@ -37,6 +41,7 @@ from meshd.node.views import (
     OrgView,
     ShareView,
     StatusView,
+    UpstreamView,
 )
 from meshd.node.worker import Worker
 from meshd.policy.placement import PlacementView
@@ -74,6 +79,7 @@ class Parts:
     wall: Callable[[], float]
     software: str
     preload: bool
+    upstreams: UpstreamDesk | None = None
 
 
 class MeshService:
@@ -171,12 +177,17 @@ class MeshService:
             peers=self._peers(),
             jobs=tuple(j for j in await self.jobs() if j.ended_at is None),
             models=tuple(pictures.model_view(m) for m in ad.models),
-            engines=tuple(pictures.engine_view(s) for s in parts.models.status()),
+            engines=tuple(pictures.engine_view(s) for s in (*parts.models.status(), *self._behind())),
             warnings=self._warnings(certificate),
             api_url=self.api_url,
             uptime_s=trio.current_time() - self._started_s,
             version=parts.software,
         )
+
+    def _behind(self) -> tuple[EngineStatus, ...]:
+        """The upstreams, which the models know nothing of: there is nothing to load."""
+        names = self._parts.upstreams.names() if self._parts.upstreams is not None else set()
+        return tuple(s for s in self._parts.engine.status() if s.model in names)
 
     def _org(self, certificate: Certificate) -> OrgView:
         return pictures.org_view(self._parts.org, certificate, issuer=self._parts.invites is not None)
@@ -252,10 +263,31 @@ class MeshService:
 
     async def add_model(self, path: str, name: str | None) -> ModelView:
         """Verify and register a GGUF file. Raises NotFound, ModelInvalid, AlreadyDone."""
+        if self._parts.upstreams is not None:
+            self._parts.upstreams.check_free(name or PurePath(path).stem)
         file = await self._parts.models.add(path, name)
         self.models_changed()
         self._preload_wanted.set()
         return pictures.model_view(self._parts.advertiser.offer(file))
+
+    async def upstreams(self) -> tuple[UpstreamView, ...]:
+        """The servers that this node stands in front of."""
+        return self._parts.upstreams.views() if self._parts.upstreams is not None else ()
+
+    async def add_upstream(self, upstream: Upstream) -> UpstreamView:
+        """Ask the server what it can do, and offer it. Raises BadInput, Unreachable, Overloaded, AlreadyDone."""
+        if self._parts.upstreams is None:
+            raise NotAuthorised("this node takes no upstreams")
+        view = await self._parts.upstreams.add(upstream)
+        self.models_changed()
+        return view
+
+    async def remove_upstream(self, name: str) -> None:
+        """Forget it, key and all. Raises NotFound."""
+        if self._parts.upstreams is None:
+            raise NotFound(f"no upstream named {name!r} here")
+        await self._parts.upstreams.remove(name)
+        self.models_changed()
 
     async def remove_model(self, name: str) -> None:
         """Unregister a model and free its engine; the file stays. Raises NotFound."""

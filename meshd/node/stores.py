@@ -12,6 +12,7 @@ from meshd.core.engine import ModelFile
 from meshd.core.ids import NodeId
 from meshd.core.receipt import Receipt
 from meshd.core.share import Share
+from meshd.core.upstream import Upstream
 from meshd.node.views import InviteRequest
 
 
@@ -52,6 +53,18 @@ class ModelStore(Protocol):
 
     async def version(self, file: ModelFile) -> str:
         """What is another text whenever the file was written to; empty when it is gone."""
+
+
+class UpstreamStore(Protocol):
+    """Servers that this node stands in front of, with their keys."""
+
+    async def list(self) -> tuple[Upstream, ...]: ...
+
+    async def add(self, upstream: Upstream) -> None:
+        """Register it. Raises AlreadyDone: the name is taken, or the same model of the same server is there."""
+
+    async def remove(self, name: str) -> Upstream:
+        """Forget it, key and all. Raises NotFound."""
 
 
 class InviteIssuer(Protocol):

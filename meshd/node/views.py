@@ -16,6 +16,7 @@ from meshd.core.generation import FinishReason, Opening, Token, Usage
 from meshd.core.ids import JobId
 from meshd.core.job import Job
 from meshd.core.receipt import Receipt
+from meshd.core.upstream import Upstream
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +267,29 @@ class NoopReport:
     wall_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class UpstreamView:
+    """A server that this node stands in front of. ``abilities`` (without ``resume``: an answer that broke off there
+    is lost) and ``prompts`` (chat, text) are what it showed; empty while it was not asked yet. ``formats``: a JSON
+    schema binds its answers. ``state``: ready, resting (it failed; ``reason`` says how) or loading (not asked yet)."""
+
+    name: str
+    url: str
+    model: str
+    digest: str
+    class_max: str
+    has_key: bool
+    slots: int
+    slots_free: int
+    context_tokens: int
+    state: str
+    reason: str
+    generation_tokens_per_s: float
+    abilities: tuple[str, ...]
+    prompts: tuple[str, ...]
+    formats: bool
+
+
 class Service(Protocol):
     """The node as the local API serves it. Every method raises only MeshErrors."""
 
@@ -302,6 +326,15 @@ class Service(Protocol):
         """Verify and register a GGUF file. Raises ModelInvalid, NotFound, AlreadyDone."""
 
     async def remove_model(self, name: str) -> None: ...
+
+    async def upstreams(self) -> tuple[UpstreamView, ...]:
+        """The servers that this node stands in front of."""
+
+    async def add_upstream(self, upstream: Upstream) -> UpstreamView:
+        """Ask the server what it can do, and offer it. Raises BadInput, Unreachable, Overloaded, AlreadyDone."""
+
+    async def remove_upstream(self, name: str) -> None:
+        """Forget it, key and all. Raises NotFound."""
 
     async def invite(self, request: InviteRequest) -> str:
         """A new invite as text. Raises NotAuthorised when this node is no issuer."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 import trio
 
@@ -405,8 +405,9 @@ class Worker:
         def loads(fraction: float) -> None:
             self.feed(on.EngineLoads(*key, fraction))
 
+        loaded = self._models.using(start.digest, loads) if self._models.is_file(start.digest) else nullcontext()
         async with (
-            self._models.using(start.digest, loads),
+            loaded,
             self._engine.generate(start.digest, work, start.task.delivered) as events,
         ):
             await self._relay(key, events)
@@ -420,8 +421,8 @@ class Worker:
                     self.feed(on.EngineLoads(*key, fraction))
                 case EngineStarted(opening):
                     self.feed(on.EngineBegan(*key, opening))
-                case EngineFinished(reason):
-                    self.feed(on.EngineEnded(*key, reason))
+                case EngineFinished(reason, prompt_tokens):
+                    self.feed(on.EngineEnded(*key, reason, prompt_tokens))
 
 
 def _view(facts: on.ReceiptFacts, submitter_name: str, ago_s: float, *, ended: bool) -> JobView:

@@ -19,8 +19,7 @@ from typing import Final
 from meshd.core.errors import HomeUnusable
 
 BUSY_TIMEOUT_S: Final = 5.0
-SCHEMA_VERSION: Final = 1
-_SCHEMA: Final = """
+_FIRST: Final = """
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 CREATE TABLE settings (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
 CREATE TABLE peers (node TEXT PRIMARY KEY, addresses BLOB NOT NULL, reached_at REAL NOT NULL) STRICT;
@@ -35,6 +34,14 @@ CREATE TABLE receipts (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, sign
     ended_at REAL NOT NULL, chain BLOB NOT NULL) STRICT;
 CREATE INDEX receipts_by_job ON receipts (job);
 """
+_UPSTREAMS: Final = """
+CREATE TABLE upstreams (name TEXT PRIMARY KEY, digest TEXT NOT NULL UNIQUE, url TEXT NOT NULL, model TEXT NOT NULL,
+    class_max INTEGER NOT NULL, slots INTEGER NOT NULL, context_tokens INTEGER NOT NULL, key TEXT NOT NULL) STRICT;
+"""
+_STEPS: Final = (_FIRST, _UPSTREAMS)
+"""What each version added to the one before. A step that was ever released is never changed."""
+
+SCHEMA_VERSION: Final = len(_STEPS)
 
 
 class Database:
@@ -61,8 +68,8 @@ class Database:
         self._connection.execute("PRAGMA synchronous = FULL")
         self._connection.execute("BEGIN IMMEDIATE")  # two processes may find the database empty at once
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            for statement in _SCHEMA.split(";"):
+        if version < SCHEMA_VERSION:
+            for statement in ";".join(_STEPS[version:]).split(";"):
                 self._connection.execute(statement)
             self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         self._connection.execute("COMMIT")

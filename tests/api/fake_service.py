@@ -12,6 +12,7 @@ from meshd.core.errors import MeshError, NotFound
 from meshd.core.generation import FinishReason, Opening, Usage
 from meshd.core.ids import JobId, job_id
 from meshd.core.job import Job
+from meshd.core.upstream import Upstream
 from meshd.node.views import (
     AnswerEvent,
     InviteRequest,
@@ -28,6 +29,7 @@ from meshd.node.views import (
     ShareView,
     StatusView,
     TextDelta,
+    UpstreamView,
 )
 from meshd.testing.fakes import fake_answer
 
@@ -142,6 +144,11 @@ def _node() -> NodeView:
     )
 
 
+def _upstream(name: str) -> UpstreamView:
+    url, able = "http://127.0.0.1:8000/v1", ("generate",)
+    return UpstreamView(name, url, "big", DIGEST, "internal", True, 4, 4, 0, "ready", "", 0.0, able, ("chat",), False)
+
+
 @dataclass
 class FakeService:
     script: Script = field(default_factory=lambda: says("Hello", " world"))
@@ -217,6 +224,19 @@ class FakeService:
         self._did("remove_model", name)
         if name != "org/tiny":
             raise NotFound("no such model")
+
+    async def upstreams(self) -> tuple[UpstreamView, ...]:
+        self._did("upstreams")
+        return (_upstream("org/big"),)
+
+    async def add_upstream(self, upstream: Upstream) -> UpstreamView:
+        self._did("add_upstream", upstream)
+        return _upstream(upstream.name)
+
+    async def remove_upstream(self, name: str) -> None:
+        self._did("remove_upstream", name)
+        if name != "org/big":
+            raise NotFound("no such upstream")
 
     async def invite(self, request: InviteRequest) -> str:
         self._did("invite", request)

@@ -129,6 +129,7 @@ def schema() -> Any:
 
 
 CONTRADICTIONS = {
+    "addUpstream": "url name model key",
     "chat": "messages top_logprobs stream_options max_tokens tool_choice tools response_format logit_bias",
     "complete": "stream_options best_of echo logit_bias",
     "embed": "dimensions",
@@ -136,7 +137,7 @@ CONTRADICTIONS = {
     "tokenize": "messages",
 }
 """What a schema cannot say: fields that contradict each other, a tool's message without its call, one name twice, a
-token's id beyond 31 bits."""
+token's id beyond 31 bits, no such port, characters that cannot be printed."""
 
 
 @pytest.mark.parametrize("operation", BODIES, ids=lambda o: o.name)

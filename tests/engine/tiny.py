@@ -13,6 +13,8 @@ HEADS = 4
 LAYERS = 2
 FEED_FORWARD = 128
 _END = 2
+_BYTES = 3
+"""Where the tokens of single bytes begin."""
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m.content == 'refuse' %}{{ raise_exception('refused') }}{% endif %}"
@@ -29,9 +31,10 @@ def write_tiny(
     context: int = CONTEXT_TOKENS,
     control: tuple[str, ...] = (),
     words: tuple[str, ...] = (),
+    ascii_only: bool = False,
 ) -> Path:
     """Write the model. ``template`` None: a base model. ``control``: further control tokens; ``words``: further tokens
-    that are text."""
+    that are text. ``ascii_only``: what it says greedily is valid UTF-8."""
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_name("tiny")
     writer.add_context_length(context)
@@ -45,7 +48,7 @@ def write_tiny(
     vocabulary = _add_vocabulary(writer, control, words)
     if template is not None:
         writer.add_chat_template(template)
-    _add_tensors(writer, vocabulary, np.random.default_rng(1))
+    _add_tensors(writer, vocabulary, np.random.default_rng(1), ascii_only)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -79,7 +82,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter, control: tuple[str, ...], words: tu
     return len(tokens)
 
 
-def _add_tensors(writer: gguf.GGUFWriter, vocabulary: int, random: np.random.Generator) -> None:
+def _add_tensors(writer: gguf.GGUFWriter, vocabulary: int, random: np.random.Generator, ascii_only: bool) -> None:
     def matrix(name: str, rows: int, columns: int, scale: float = 0.3) -> None:
         writer.add_tensor(name, (random.standard_normal((rows, columns)) * scale).astype(np.float32))
 
@@ -89,6 +92,8 @@ def _add_tensors(writer: gguf.GGUFWriter, vocabulary: int, random: np.random.Gen
     matrix("token_embd.weight", vocabulary, WIDTH, 1.0)
     output = (random.standard_normal((vocabulary, WIDTH)) * 0.3).astype(np.float32)
     output[_END] = 0  # The end of text never wins a greedy draw: answers are as long as a test wants them.
+    if ascii_only:
+        output[_BYTES + 0x80 : _BYTES + 0x100] = 0
     writer.add_tensor("output.weight", output)
     ones("output_norm.weight")
     for layer in range(LAYERS):

@@ -60,7 +60,7 @@ ROOMS = {
     "wire": room(2, "core", "msgpack nacl base58"),
     "store": room(3, "core wire", "nacl"),
     "net": room(3, "core wire", "trio libp2p multiaddr zeroconf noise ifaddr"),
-    "engine": room(3, "core", "trio msgpack llama_cpp llguidance psutil pynvml jinja2 numpy"),
+    "engine": room(3, "core", "trio msgpack llama_cpp llguidance psutil pynvml jinja2 numpy httpx"),
     "ports": room(4, "core wire"),
     "views": room(4, "core"),
     "node": room(4, "core policy machine wire ports views", "trio"),

@@ -177,6 +177,13 @@ def test_pinned_digest_chooses_the_file() -> None:
     assert effects[0] == ev.Accept(SUB, AttemptId(job_id(), 1), DIGEST)
 
 
+def test_an_engine_may_know_the_prompts_tokens_only_at_the_end() -> None:
+    d = Driver()
+    a = d.running(task())
+    (sent,) = d(ev.EngineEnded(SUB, a, FinishReason.STOP, 77))
+    assert isinstance(sent, ev.SendFinished) and sent.receipt.prompt_tokens == 77
+
+
 def test_slots_are_counted_and_come_back() -> None:
     d = Driver(slots=1)
     a = d.running(task(1))
