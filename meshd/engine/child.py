@@ -19,8 +19,6 @@ import queue
 import sys
 import threading
 import time
-from dataclasses import replace
-from hashlib import blake2b
 from typing import Any, Final, NoReturn
 
 from meshd.core.errors import MeshError
@@ -119,9 +117,7 @@ class Child:
         }
 
     def _measure(self, slots: int) -> None:
-        """A short run, so that the first ad carries rates of this machine: a prompt, then 1, 2, 4, ... answers. It
-        also shows whether company changes an answer's numbers: slot 0 computes the same each time."""
-        began_s = time.monotonic()
+        """A short run, so that the first ad carries rates of this machine: a prompt, then 1, 2, 4, ... answers."""
         count = min(_MEASURE_PREFILL_TOKENS, self._model.context_tokens - _MEASURE_TOKENS)
         token = self._model.vocab_tokens // 2
         prompt = [Feed(0, 0, 0, (token,) * count, True, False)]
@@ -129,25 +125,15 @@ class Child:
         self._model.keep(0, 0)
         self._rates = Rates()
         self._timed(prompt)
-        seen = set()
-        for size in (size for size in SIZES if size <= slots):
-            seen.add(self._beside(size, token, count))
-            if time.monotonic() - began_s > _MEASURE_S:
-                break
         self._model.keep(0, 0)
-        self._decoding.company_matters(size < slots // 2 + 1 or len(seen) > 1)
-
-    def _beside(self, size: int, token: int, count: int) -> bytes:
-        """Let slot 0 go on behind its prompt beside ``size`` - 1 others; the numbers that it computed last."""
-        others = [Feed(slot, slot, 0, (token - slot,), True, False) for slot in range(1, size)]
-        for at in range(_MEASURE_TOKENS):
-            mine = Feed(0, 0, count + at, (token + at,), True, False)
-            self._timed([mine, *(replace(other, position=at) for other in others)])
-        numbers = self._model.logits(0).tobytes()
-        self._model.keep(0, count)
-        for slot in range(1, size):
-            self._model.keep(slot, 0)
-        return blake2b(numbers).digest()
+        ends_s = time.monotonic() + _MEASURE_S
+        for size in (size for size in SIZES if size <= slots):
+            for at in range(_MEASURE_TOKENS):
+                self._timed([Feed(slot, slot, at, (token,), True, False) for slot in range(size)])
+            for slot in range(size):
+                self._model.keep(slot, 0)
+            if time.monotonic() > ends_s:
+                return
 
     def _timed(self, feeds: list[Feed]) -> None:
         began_s = time.monotonic()

@@ -16,6 +16,7 @@ import numpy as np
 from meshd.core.errors import BadInput, ContextOverflow, EngineFailed, MeshError, Overloaded
 from meshd.core.generation import FinishReason, Generation
 from meshd.engine.answer import Constraint
+from meshd.engine.company import company_matters
 from meshd.engine.frames import Message
 from meshd.engine.pace import Pace
 from meshd.engine.sampling import Draw, Logits
@@ -85,7 +86,8 @@ class _Run:
     shown: Mapping[int, bytes]
     top_logprobs: int | None
     tail: bytes = b""
-    slot: int = field(default=-1)
+    slot: int = -1
+    slots: Slots | None = None
 
     def allows(self, token: int, piece: bytes) -> bool:
         """Go on by ``token``, if the answer's form admits it."""
@@ -110,12 +112,12 @@ class Decoding:
         self._prepare = prepare
         self.pace = Pace(prefill_chunk_tokens)
         self._schedule = Schedule(self.pace.room_tokens)
-        self._slots = Slots(slots, model.reaches_back, model.untouched)
+        self._limit = slots
+        shared = Slots(slots, model.reaches_back, model.untouched)
+        exact = Slots(slots, model.reaches_back, model.untouched, first=slots, exact=True)
+        self._slots = {False: shared, True: exact}
+        self._had_exact = False
         self._runs: dict[int, _Run] = {}
-
-    def company_matters(self, yes: bool) -> None:
-        """Whether other sequences in a step change a sequence's numbers (see schedule.py)."""
-        self._schedule.company_matters = yes
 
     @property
     def busy(self) -> bool:
@@ -129,11 +131,11 @@ class Decoding:
             prepared = self._prepare(request)
             run = self._admit(id, request, prepared, delivered)
             over = self._replay(run, delivered)
+            if over is not None:
+                return [_started(id, prepared, 0), ["finished", id, str(over)]]
+            return [_started(id, prepared, self._enter(id, request, prepared, delivered, run))]
         except MeshError as error:
             return [refusal(id, error)]
-        if over is not None:
-            return [_started(id, prepared, 0), ["finished", id, str(over)]]
-        return [_started(id, prepared, self._enter(id, request, prepared, delivered, run))]
 
     def _admit(self, id: int, request: Generation, prepared: Prepared, delivered: Sequence[int]) -> _Run:
         context_tokens = self._model.context_tokens
@@ -150,7 +152,7 @@ class Decoding:
             raise BadInput("a delivered token is not in this model's vocabulary", param="delivered")
         if any(bias.token >= self._model.vocab_tokens for bias in request.sampling.biases):
             raise BadInput("logit_bias names a token that this model does not have", param="logit_bias")
-        if id in self._runs or not self._slots.free:
+        if id in self._runs or len(self._runs) >= self._limit:
             raise Overloaded("every slot of the engine is in use", retry_after_s=1.0)
         stops = tuple(s.encode() for s in (*request.stop, *prepared.stop))
         room_tokens = context_tokens - prompt_tokens
@@ -180,23 +182,27 @@ class Decoding:
     def _enter(self, id: int, request: Generation, prepared: Prepared, delivered: Sequence[int], run: _Run) -> int:
         """Let the generation take part; how many tokens of its prompt are in the cache already."""
         tokens, prompt_tokens = [*prepared.tokens, *delivered], len(prepared.tokens)
-        grant = self._slots.take(tokens, exact=request.exact, prompt_tokens=prompt_tokens)
+        if request.exact and not self._had_exact:
+            self._schedule.company_matters = company_matters(self._model, self._limit, self._limit)
+            self._had_exact = True
+        slots = self._slots[request.exact]
+        grant = slots.take(tokens, prompt_tokens)
         if grant.source is not None:
             self._model.copy(grant.source, grant.slot)
         kept = grant.kept if self._model.keep(grant.slot, grant.kept) else 0
         line = Line(id, grant.slot, request.exact, prompt_tokens, tokens, decoded=kept)
-        run.slot = grant.slot
+        run.slot, run.slots = grant.slot, slots
         self._runs[id] = run
-        self._slots.enter(line)
+        slots.enter(line)
         self._schedule.add(line)
         return min(kept, prompt_tokens)
 
     def cancel(self, id: int) -> None:
         """Forget the generation; its slot is free now, and holds what was computed. Unknown ids are ignored."""
         run = self._runs.pop(id, None)
-        if run is not None:
+        if run is not None and run.slots is not None:
             self._schedule.remove(id)
-            self._slots.give(run.slot)
+            run.slots.give(run.slot)
 
     def acknowledge(self, id: int, tokens: int) -> None:
         """The reader took so many more tokens: a held sequence may go on."""
@@ -230,18 +236,20 @@ class Decoding:
     def _fillers(self, feeds: list[Feed]) -> list[Feed]:
         """A token for each idle slot in a gap between busy ones, taken back after the step: it costs less than the
         gap. Any token will do."""
-        if not self._model.rewinds:
+        slots = self._runs[feeds[0].id].slots
+        if not self._model.rewinds or slots is None:
             return []
         return [
             Feed(_FILLER, slot, held, (0,), logits=False, complete=False)
-            for slot, held in self._slots.fillers([feed.slot for feed in feeds])
+            for slot, held in slots.fillers([feed.slot for feed in feeds])
             if held < self._model.context_tokens
         ]
 
     def _refuse_room(self, feed: Feed, status: int) -> Message:
-        slot = self._runs[feed.id].slot
+        run = self._runs[feed.id]
         self.cancel(feed.id)
-        self._slots.clear(slot)
+        if run.slots is not None:
+            run.slots.clear(run.slot)
         if status == _NO_ROOM:
             return refusal(feed.id, Overloaded("the engine's cache is full", retry_after_s=1.0))
         return refusal(feed.id, EngineFailed("llama.cpp refused the batch"))

@@ -1,8 +1,8 @@
-"""llama.cpp behind a dozen calls: with llama_vectors.py the only module that imports llama_cpp.
+"""llama.cpp behind a dozen calls: with llama_cache.py and llama_vectors.py the only modules that import llama_cpp.
 
-One context, ``slots`` sequences, each with a cache stream of its own (``kv_unified`` off): a sequence's cells start at
-0 and nobody else's cells lie between them, which exact answers depend on. Offloading to a GPU follows llama.cpp's own
-support flag; that path has never been run on a GPU.
+Answers share one cache, with all that makes llama.cpp fast. Exact ones get another, without flash attention, made when
+the first of them comes. Offloading to a GPU follows llama.cpp's own support flag; that path has never been run on a
+GPU.
 """
 
 from __future__ import annotations
@@ -16,22 +16,15 @@ from dataclasses import dataclass
 from typing import Final
 
 import llama_cpp as lib
-import numpy as np
 
 from meshd.core.errors import BeyondLimits, EngineFailed, MeshError, ModelInvalid
+from meshd.engine.llama_cache import CacheShape, LlamaCache
 from meshd.engine.llama_vectors import LlamaVectors
 from meshd.engine.sampling import Logits
 from meshd.engine.schedule import Feed
 
 _WARN_LEVEL: Final = 3
 _CONTINUED_LEVEL: Final = 5
-_UBATCH_TOKENS: Final = 512
-"""Part of the meaning of ``exact``, as it sizes the sliding-window cache: keep it constant."""
-
-_NO_FLASH_ATTENTION: Final = 0
-"""On the CPU, single tokens beyond 512 positions take a flash-attention path that splits the cache by thread: the
-logits then depend on the thread count, by whole units. Without it they are equal to the last bit."""
-
 _NO_MEMORY: Final = ("cannot allocate", "failed to allocate", "out of memory", "bad_alloc", "unable to allocate")
 """How llama.cpp says that the machine has no room: its functions answer null, whatever the cause."""
 
@@ -74,7 +67,7 @@ class LoadPlan:
 
 
 class LlamaModel:
-    """A loaded model and its context. Not thread-safe; every call may take as long as llama.cpp takes."""
+    """A loaded model and its caches. Not thread-safe; every call may take as long as llama.cpp takes."""
 
     def __init__(self, plan: LoadPlan) -> None:
         lib.llama_log_set(_log, ctypes.c_void_p(0))
@@ -83,18 +76,18 @@ class LlamaModel:
         self._model = self._load(plan)
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.vocab_tokens = int(lib.llama_vocab_n_tokens(self._vocab))
-        self._context = self._open(plan)
-        self._memory = lib.llama_get_memory(self._context)
-        self._batch = lib.llama_batch_init(plan.batch_tokens, 0, 1)
-        self._batch_tokens = plan.batch_tokens
+        self.context_tokens = self._context_tokens(plan.context_tokens)
+        self._plan = plan
+        self._threads = plan.threads
+        self._shared = self._current = self._open(exact=False)
+        self._exact: LlamaCache | None = None
         self._pieces: dict[int, bytes] = {}
-        self._window_tokens = int(lib.llama_model_n_swa(self._model))
         self.rewinds = not (lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model))
         self.pooling = self.metadata_of_architecture("pooling_type")
         self.width = int(lib.llama_model_n_embd_out(self._model))
         # Without a memory, or where every token looks at all others, there is nothing to go on from: such a model
         # turns texts into vectors and no more.
-        self.generates = bool(self._memory) and self.metadata_of_architecture("attention.causal") != "false"
+        self.generates = self._shared.has_memory and self.metadata_of_architecture("attention.causal") != "false"
 
     def _load(self, plan: LoadPlan) -> lib.llama_model_p:
         params = lib.llama_model_default_params()
@@ -120,26 +113,25 @@ class LlamaModel:
         self.gpu_layers = min(self.gpu_layers, int(lib.llama_model_n_layer(model)) + 1)
         return model
 
-    def _open(self, plan: LoadPlan) -> lib.llama_context_p:
+    def _open(self, *, exact: bool) -> LlamaCache:
+        plan = self._plan
+        shape = CacheShape(plan.slots, self.context_tokens, plan.batch_tokens, self._threads, exact)
+        _complaints.clear()
+        try:
+            return LlamaCache(self._model, shape)
+        except MemoryError as error:
+            raise _why(EngineFailed(str(error))) from None
+
+    def _context_tokens(self, wanted_tokens: int) -> int:
         trained_tokens = int(lib.llama_model_n_ctx_train(self._model))
-        self.context_tokens = min(plan.context_tokens, trained_tokens) if trained_tokens > 0 else plan.context_tokens
-        params = lib.llama_context_default_params()
-        params.n_ctx = self.context_tokens * plan.slots
-        params.n_batch = plan.batch_tokens
-        params.n_ubatch = _UBATCH_TOKENS
-        params.n_seq_max = plan.slots
-        params.n_threads = params.n_threads_batch = plan.threads
-        params.kv_unified = False
-        params.swa_full = False
-        params.flash_attn_type = _NO_FLASH_ATTENTION
-        context: lib.llama_context_p | None = lib.llama_init_from_model(self._model, params)
-        if not context:
-            raise _why(EngineFailed("llama.cpp cannot make a context for this model"))
-        return context
+        return min(wanted_tokens, trained_tokens) if trained_tokens > 0 else wanted_tokens
 
     def set_threads(self, threads: int) -> None:
         """Compute with so many threads from the next decode on."""
-        lib.llama_set_n_threads(self._context, threads, threads)
+        self._threads = threads
+        for cache in (self._shared, self._exact):
+            if cache is not None:
+                cache.set_threads(threads)
 
     def metadata(self, key: str) -> str | None:
         """A value of the file's metadata as text."""
@@ -217,46 +209,43 @@ class LlamaModel:
         """Whether the token ends a generation."""
         return bool(lib.llama_vocab_is_eog(self._vocab, token))
 
+    # -- decoding: slots below ``slots`` share steps, those from there on are the exact ones
+
+    def _of(self, slot: int) -> tuple[LlamaCache, int]:
+        """The cache that the slot is in, and its number there. Raises EngineFailed, BeyondLimits."""
+        if slot < self._plan.slots:
+            return self._shared, slot
+        if self._exact is None:
+            self._exact = self._open(exact=True)
+        return self._exact, slot - self._plan.slots
+
     def decode(self, feeds: Sequence[Feed]) -> int:
-        """Run one step; llama_decode's status: 0 done, 1 no room in the cache, below 0 an error."""
-        batch = self._batch
-        total = sum(len(feed.tokens) for feed in feeds)
-        if total > self._batch_tokens:  # Writing on would corrupt memory.
-            raise ValueError(f"a step of {total} tokens is over {self._batch_tokens}")
-        count = 0
-        for feed in feeds:
-            for offset, token in enumerate(feed.tokens):
-                batch.token[count] = token
-                batch.pos[count] = feed.position + offset
-                batch.n_seq_id[count] = 1
-                batch.seq_id[count][0] = feed.slot
-                batch.logits[count] = feed.logits and offset == len(feed.tokens) - 1
-                count += 1
-        batch.n_tokens = count
-        return int(lib.llama_decode(self._context, batch))
+        """Run one step, of exact slots only or of others only; llama_decode's status: 0 done, 1 no room in the cache,
+        below 0 an error."""
+        slot = feeds[0].slot
+        self._current, number = self._of(slot)
+        return self._current.decode(feeds, slot - number)
 
     def logits(self, row: int) -> Logits:
         """Logits after the token at ``row`` of the last step's batch; a view that the next decode overwrites."""
-        pointer = lib.llama_get_logits_ith(self._context, row)
-        return np.ctypeslib.as_array(pointer, (self.vocab_tokens,))
+        return self._current.logits(row)
 
     def keep(self, slot: int, tokens: int) -> bool:
         """Cut the slot's cache to its first ``tokens``. False: this kind of model cannot, and the slot is empty."""
-        if lib.llama_memory_seq_rm(self._memory, slot, tokens, -1):
-            return True
-        lib.llama_memory_seq_rm(self._memory, slot, -1, -1)
-        return tokens == 0
+        cache, number = self._of(slot)
+        return cache.keep(number, tokens)
 
     def copy(self, source: int, target: int) -> None:
-        """Put a copy of the source slot's whole cache into the target; it is made at the next decode."""
-        lib.llama_memory_seq_rm(self._memory, target, -1, -1)
-        lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        """Put a copy of the source slot's whole cache into the target, a slot of the same kind."""
+        cache, number = self._of(source)
+        cache.copy(number, target - source + number)
 
     def reaches_back(self, slot: int, tokens: int) -> bool:
         """Whether the slot's cache, cut to ``tokens``, still has all positions that the next token looks at."""
-        oldest = int(lib.llama_memory_seq_pos_min(self._memory, slot))
-        return 0 <= oldest <= max(tokens - self._window_tokens, 0)
+        cache, number = self._of(slot)
+        return cache.reaches_back(number, tokens)
 
     def untouched(self, slot: int) -> bool:
         """Whether the slot's cache has every position from the first."""
-        return int(lib.llama_memory_seq_pos_min(self._memory, slot)) == 0
+        cache, number = self._of(slot)
+        return cache.untouched(number)

@@ -7,9 +7,10 @@ behind it waiting.
 An exact sequence is decoded in shapes that depend on nothing but its own prompt: chunks of ``EXACT_CHUNK_TOKENS``, each
 a step of its own, then one token a step, replayed tokens included. Floating-point sums depend on how many tokens of a
 sequence are computed together, so this is what makes two workers agree to the last bit. Whether they also depend on
-the company of other sequences in a step, the engine finds out when it loads the model (``company_matters``): where they
-do, every step of an exact sequence is its own; where not, single tokens are decoded with everybody else's. Steps of
-their own and shared ones take turns. docs/decisions/0010 has the measurements.
+the company of other sequences in a step, the engine finds out before the first exact answer (``company_matters``):
+where they do, every step of an exact sequence is its own; where not, the single tokens of exact sequences are decoded
+together. Exact ones have a cache of their own, so they never share steps with the others; all take turns.
+docs/decisions/0010 has the measurements.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ EXACT_CHUNK_TOKENS: Final = 64
 """Part of the meaning of ``exact``: changing it breaks resuming exact answers begun by an older build."""
 
 _SHARED: Final = -1
-"""The turn of the shared batch; other turns are ids of exact sequences."""
+_TOGETHER: Final = -2
+"""The turns of the shared batch, and of exact single tokens; other turns are ids of exact sequences."""
 
 
 @dataclass(slots=True)
@@ -38,11 +40,6 @@ class Line:
     tokens: list[int]
     decoded: int = 0
     held: bool = False
-
-    @property
-    def exact_tokens(self) -> int:
-        """How many of the tokens in the cache, from the first, were computed as an exact prompt is."""
-        return min(self.decoded, self.prompt_tokens) if self.exact else 0
 
     @property
     def pending(self) -> int:
@@ -71,7 +68,7 @@ class Schedule:
         self._room_tokens = room_tokens
         self.company_matters = True
         self._lines: dict[int, Line] = {}
-        self._turns: deque[int] = deque([_SHARED])
+        self._turns: deque[int] = deque([_SHARED, _TOGETHER])
 
     def add(self, line: Line) -> None:
         """Let ``line`` take part from the next step on; prompts are served in this order."""
@@ -98,10 +95,26 @@ class Schedule:
         for _ in range(len(self._turns)):
             turn = self._turns[0]
             self._turns.rotate(-1)
-            feeds = self._shared() if turn == _SHARED else self._exact(self._lines[turn])
+            feeds = self._feeds_of(turn)
             if feeds:
                 return feeds
         return []
+
+    def _feeds_of(self, turn: int) -> list[Feed]:
+        if turn == _SHARED:
+            return self._shared()
+        return self._together() if turn == _TOGETHER else self._exact(self._lines[turn])
+
+    def _able(self, *, exact: bool) -> list[Line]:
+        return [line for line in self._lines.values() if line.exact is exact and line.pending and not line.held]
+
+    def _together(self) -> list[Feed]:
+        feeds = [_feed(line, 1, logits=True) for line in self._able(exact=True) if self._joins(line)]
+        return sorted(feeds, key=lambda feed: feed.slot)
+
+    def _joins(self, line: Line) -> bool:
+        """Whether the exact sequence's next step may be that of others, too: single tokens, where that is known."""
+        return not self.company_matters and line.decoded >= line.prompt_tokens
 
     def _exact(self, line: Line) -> list[Feed]:
         if line.held or not line.pending or self._joins(line):
@@ -110,14 +123,10 @@ class Schedule:
         # Logits are asked for on every step, needed or not: the shapes must be those of the undisturbed run.
         return [_feed(line, min(EXACT_CHUNK_TOKENS, prompt_left) if prompt_left > 0 else 1, logits=True)]
 
-    def _joins(self, line: Line) -> bool:
-        """Whether the sequence's next step may be everybody's: an exact one's single tokens, where that is known."""
-        return not line.exact or (not self.company_matters and line.decoded >= line.prompt_tokens)
-
     def _shared(self) -> list[Feed]:
-        able = [line for line in self._lines.values() if line.pending and not line.held and self._joins(line)]
-        feeds = [_feed(line, 1, logits=line.exact) for line in able if line.pending == 1 or line.exact]
-        prompts = [line for line in able if line.pending > 1 and not line.exact]
+        able = self._able(exact=False)
+        feeds = [_feed(line, 1) for line in able if line.pending == 1]
+        prompts = [line for line in able if line.pending > 1]
         if prompts:
             parts = shares([line.pending for line in prompts], self._room_tokens(len(feeds)))
             feeds += [_feed(line, part) for line, part in zip(prompts, parts, strict=True) if part]

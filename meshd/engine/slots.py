@@ -5,8 +5,8 @@ same: a chat's next turn computes only what is new. Where the holder is still at
 chat may come back for, its slot is copied.
 
 What may be kept is limited by two things. A model with a sliding window forgets early positions, and a cache that has
-done so cannot go back behind them. And an exact sequence takes over only what an exact one computed from a prompt, in
-whole chunks, in a cache that has forgotten nothing: then every number is the one that it would have computed itself.
+done so cannot go back behind them. And an exact sequence takes over only what another computed from a prompt, in whole
+chunks, in a cache that has forgotten nothing: then every number is the one that it would have computed itself.
 """
 
 from __future__ import annotations
@@ -64,11 +64,21 @@ class _Holder:
 
 
 class Slots:
-    """``reaches_back(slot, tokens)``: whether that slot's cache can be cut to so many tokens and go on (it has not
-    forgotten what the next token looks back at). ``untouched(slot)``: whether it has forgotten nothing at all."""
+    """The slots from number ``first`` on; exact sequences have slots of their own. ``reaches_back(slot, tokens)``:
+    whether that slot's cache can be cut to so many tokens and go on (it has not forgotten what the next token looks
+    back at). ``untouched(slot)``: whether it has forgotten nothing at all."""
 
-    def __init__(self, count: int, reaches_back: Callable[[int, int], bool], untouched: Callable[[int], bool]) -> None:
-        self._slots = [Slot() for _ in range(count)]
+    def __init__(
+        self,
+        count: int,
+        reaches_back: Callable[[int, int], bool],
+        untouched: Callable[[int], bool],
+        *,
+        first: int = 0,
+        exact: bool = False,
+    ) -> None:
+        self._slots = {first + n: Slot() for n in range(count)}
+        self._exact = exact
         self._reaches_back = reaches_back
         self._untouched = untouched
         self._clock = 0
@@ -76,14 +86,14 @@ class Slots:
     @property
     def free(self) -> int:
         """Slots that no sequence uses."""
-        return sum(not slot.busy for slot in self._slots)
+        return sum(not slot.busy for slot in self._slots.values())
 
-    def take(self, tokens: Sequence[int], *, exact: bool, prompt_tokens: int) -> Grant:
+    def take(self, tokens: Sequence[int], prompt_tokens: int) -> Grant:
         """A slot for a sequence that begins with ``tokens``, the first ``prompt_tokens`` of them its prompt; the last
         of them is always left to compute. ValueError when no slot is free."""
         if not self.free:
             raise ValueError("no slot is free")
-        grant = self._grant(self._holder(tokens, prompt_tokens if exact else 0))
+        grant = self._grant(self._holder(tokens, prompt_tokens))
         self._slots[grant.slot] = Slot(busy=True)
         return grant
 
@@ -113,11 +123,11 @@ class Slots:
             return Grant(holder.slot, holder.kept)
         return Grant(self._emptiest(holder.slot), holder.kept, holder.slot)
 
-    def _holder(self, tokens: Sequence[int], exact_tokens: int) -> _Holder | None:
+    def _holder(self, tokens: Sequence[int], prompt_tokens: int) -> _Holder | None:
         """The slot that holds the longest usable beginning of ``tokens``."""
         best: _Holder | None = None
-        for number, slot in enumerate(self._slots):
-            kept = self._usable(number, slot, tokens, exact_tokens)
+        for number, slot in self._slots.items():
+            kept = self._usable(number, slot, tokens, prompt_tokens)
             in_place = not slot.busy and (slot.held - kept <= TAIL_WORTH_TOKENS or self.free == 1)
             if kept < (MIN_KEPT_TOKENS if in_place else MIN_COPIED_TOKENS):
                 continue
@@ -125,12 +135,13 @@ class Slots:
                 best = _Holder(kept, number, in_place)
         return best
 
-    def _usable(self, number: int, slot: Slot, tokens: Sequence[int], exact_tokens: int) -> int:
+    def _usable(self, number: int, slot: Slot, tokens: Sequence[int], prompt_tokens: int) -> int:
         line = slot.line
         if line is None:
             return 0
-        if exact_tokens:
-            common = _common(line.tokens, tokens, min(line.exact_tokens, exact_tokens - 1))
+        if self._exact:
+            computed = min(line.decoded, line.prompt_tokens)
+            common = _common(line.tokens, tokens, min(computed, prompt_tokens - 1))
             kept = common - common % EXACT_CHUNK_TOKENS
             return kept if kept and self._untouched(number) else 0
         kept = _common(line.tokens, tokens, min(line.decoded, len(tokens) - 1))
@@ -139,7 +150,7 @@ class Slots:
     def _emptiest(self, but: int | None) -> int:
         """An idle slot: an empty one, else the one not used for the longest time; the lowest of several, so that
         busy slots stay neighbours."""
-        idle = [n for n, slot in enumerate(self._slots) if not slot.busy and n != but]
+        idle = [n for n, slot in self._slots.items() if not slot.busy and n != but]
         return min(idle, key=lambda n: (self._slots[n].held > 0, self._slots[n].used, n))
 
 

@@ -70,14 +70,11 @@ async def test_an_exact_prompt_that_is_cached_in_part_is_answered_as_if_it_were_
         before = await answer(pool, gemma, first)
         kept = await answer(pool, gemma, second)
         again = await answer(pool, gemma, first)
-        shared = await answer(pool, gemma, ask(text + STORY, max_tokens=1))
     assert kept.ids == fresh.ids and again.ids == before.ids
     for told in (kept, again):
         assert told.started is not None and told.started.opening.cached_tokens >= 2 * EXACT_CHUNK_TOKENS
         assert told.started.opening.cached_tokens % EXACT_CHUNK_TOKENS == 0
     assert fresh.started is not None and fresh.started.opening.cached_tokens == 0
-    assert shared.started is not None
-    assert shared.started.opening.cached_tokens == shared.started.opening.prompt_tokens - 1
 
 
 async def test_the_next_turn_is_computed_behind_the_last_one(gemma: ModelFile) -> None:

@@ -77,21 +77,18 @@ def test_exact_steps_have_shapes_of_their_own_and_take_turns_with_the_others() -
     assert exact == [EXACT_CHUNK_TOKENS, 3, 1, 1, 1]
 
 
-def test_exact_tokens_join_the_others_where_company_does_not_matter_and_exact_prompts_never() -> None:
+def test_exact_tokens_are_decoded_together_where_company_does_not_matter_and_exact_prompts_never() -> None:
     schedule = schedule_of(256)
     schedule.company_matters = False
-    schedule.add(line(1, EXACT_CHUNK_TOKENS + 6, exact=True, prompt=EXACT_CHUNK_TOKENS + 3))
-    schedule.add(line(2, 1))
+    for id in (1, 2):
+        schedule.add(line(id, EXACT_CHUNK_TOKENS + 6, exact=True, prompt=EXACT_CHUNK_TOKENS + 3))
     schedule.add(line(3, 300))
-    seen = []
-    for _ in range(9):
-        seen.append([(f.id, len(f.tokens), f.logits) for f in step(schedule)])
-        if schedule.line(2).pending == 0:
-            schedule.line(2).tokens.append(7)
-    alone = [feeds for feeds in seen if len(feeds) == 1 and feeds[0][0] == 1]
-    assert [size for ((_, size, _),) in alone] == [EXACT_CHUNK_TOKENS, 3], "a chunk is a step of its own"
-    replayed = [feeds for feeds in seen if (1, 1, True) in feeds]
-    assert len(replayed) == 3 and all(len(feeds) > 1 for feeds in replayed), "a replay goes token by token, in company"
+    seen = [[(f.id, len(f.tokens), f.logits) for f in step(schedule)] for _ in range(14)]
+    alone = [feeds[0] for feeds in seen if len(feeds) == 1 and feeds[0][0] in (1, 2)]
+    assert sorted(alone) == [(id, size, True) for id in (1, 2) for size in (3, EXACT_CHUNK_TOKENS)]
+    together = [feeds for feeds in seen if len(feeds) == 2]
+    assert together == [[(1, 1, True), (2, 1, True)]] * 3, "a replay goes token by token, in company"
+    assert all({id for id, _, _ in feeds} <= {3} or 3 not in {id for id, _, _ in feeds} for feeds in seen)
 
 
 def test_exact_steps_always_ask_for_logits() -> None:

@@ -10,21 +10,23 @@ from meshd.engine.slots import MAX_GAP_SLOTS, MIN_COPIED_TOKENS, MIN_KEPT_TOKENS
 LONG = list(range(1000, 1400))
 
 
-def slots_of(count: int, *, back: int = 10_000, forgot: bool = False) -> Slots:
+def slots_of(count: int, *, back: int = 10_000, forgot: bool = False, exact: bool = False, first: int = 0) -> Slots:
     """``back``: a cache reaches back to so many tokens before its end, or further when it forgot nothing."""
-    return Slots(count, lambda slot, tokens: tokens >= 10_000 - back, lambda slot: not forgot)
+    reaches_back = lambda slot, tokens: tokens >= 10_000 - back  # noqa: E731
+    return Slots(count, reaches_back, lambda slot: not forgot, exact=exact, first=first)
 
 
-def run(slots: Slots, tokens: list[int], decoded: int | None = None, *, exact: bool = False, prompt: int = 0) -> Line:
+def run(slots: Slots, tokens: list[int], decoded: int | None = None, *, prompt: int = 0) -> Line:
     """A sequence of ``tokens``, the first ``decoded`` of them in the cache."""
-    grant = slots.take(tokens, exact=exact, prompt_tokens=prompt or len(tokens))
-    line = Line(1, grant.slot, exact, prompt or len(tokens), list(tokens), len(tokens) if decoded is None else decoded)
+    prompt_tokens = prompt or len(tokens)
+    grant = slots.take(tokens, prompt_tokens)
+    line = Line(1, grant.slot, False, prompt_tokens, list(tokens), len(tokens) if decoded is None else decoded)
     slots.enter(line)
     return line
 
 
-def take(slots: Slots, tokens: list[int], *, exact: bool = False) -> Grant:
-    return slots.take(tokens, exact=exact, prompt_tokens=len(tokens))
+def take(slots: Slots, tokens: list[int]) -> Grant:
+    return slots.take(tokens, len(tokens))
 
 
 def test_empty_slots_come_first_then_the_one_unused_for_the_longest_time() -> None:
@@ -78,26 +80,27 @@ def test_a_cache_that_forgot_what_the_next_token_looks_at_is_of_no_use() -> None
     assert take(slots, LONG) == Grant(0)
 
 
-def test_an_exact_sequence_keeps_whole_chunks_of_an_exact_prompt_only() -> None:
+def test_an_exact_sequence_keeps_whole_chunks_of_a_prompt_only() -> None:
     chunks = 3 * EXACT_CHUNK_TOKENS
-    slots = slots_of(2)
-    slots.give(run(slots, LONG[: chunks + 20]).slot)
-    assert take(slots, LONG, exact=True) == Grant(1), "what shared steps computed is not exact"
-    slots = slots_of(1)
-    slots.give(run(slots, LONG[: chunks + 50], exact=True, prompt=chunks + 20).slot)
-    assert take(slots, LONG, exact=True) == Grant(0, chunks)
-    slots = slots_of(1)
-    slots.give(run(slots, LONG[: chunks + 50], exact=True, prompt=chunks - 1).slot)
-    assert take(slots, LONG, exact=True) == Grant(0, chunks - EXACT_CHUNK_TOKENS), "answers are made token by token"
-    slots = slots_of(1, forgot=True)
-    slots.give(run(slots, LONG, exact=True).slot)
-    assert take(slots, LONG, exact=True) == Grant(0), "positions that were overwritten lie elsewhere"
+    slots = slots_of(1, exact=True)
+    slots.give(run(slots, LONG[: chunks + 50], prompt=chunks + 20).slot)
+    assert take(slots, LONG) == Grant(0, chunks)
+    slots = slots_of(1, exact=True)
+    slots.give(run(slots, LONG[: chunks + 50], prompt=chunks - 1).slot)
+    assert take(slots, LONG) == Grant(0, chunks - EXACT_CHUNK_TOKENS), "answers are made token by token"
+    slots = slots_of(1, exact=True)
+    slots.give(run(slots, LONG, decoded=EXACT_CHUNK_TOKENS + 3).slot)
+    assert take(slots, LONG) == Grant(0, EXACT_CHUNK_TOKENS), "and not all of a prompt need be there"
+    slots = slots_of(1, exact=True, forgot=True)
+    slots.give(run(slots, LONG).slot)
+    assert take(slots, LONG) == Grant(0), "positions that were overwritten lie elsewhere"
 
 
-def test_anybody_may_keep_what_an_exact_sequence_computed() -> None:
-    slots = slots_of(1)
-    slots.give(run(slots, LONG[:90], exact=True, prompt=50).slot)
-    assert take(slots, LONG) == Grant(0, 90)
+def test_slots_may_be_numbered_from_anywhere() -> None:
+    slots = slots_of(2, exact=True, first=4)
+    assert [run(slots, [n]).slot for n in range(2)] == [4, 5]
+    slots.give(5)
+    assert take(slots, LONG) == Grant(5) and slots.free == 0
 
 
 def test_a_cleared_slot_holds_nothing() -> None:
