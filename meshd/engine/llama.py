@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import llama_cpp as lib
+import psutil
 
 from meshd.core.errors import BeyondLimits, EngineFailed, MeshError, ModelInvalid
 from meshd.engine.llama_cache import CacheShape, LlamaCache
@@ -52,9 +53,14 @@ def _why(otherwise: MeshError) -> MeshError:
     return otherwise
 
 
+def _resident_bytes() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """What to load and how. ``gpu_layers`` -1: all, where this build can offload. ``progress`` hears how much of the
+    """What to load and how. ``gpu_layers`` -1: all, where this build can offload. ``memory_bytes``: what the owner
+    allows in all (0: no bound); it may change later. ``progress`` hears how much of the
     file is in (0 to 1)."""
 
     path: str
@@ -64,6 +70,7 @@ class LoadPlan:
     threads: int
     gpu_layers: int
     progress: Callable[[float], None] = lambda fraction: None
+    memory_bytes: int = 0
 
 
 class LlamaModel:
@@ -79,7 +86,10 @@ class LlamaModel:
         self.context_tokens = self._context_tokens(plan.context_tokens)
         self._plan = plan
         self._threads = plan.threads
+        self.memory_bytes = plan.memory_bytes
+        before_bytes = _resident_bytes()
         self._shared = self._current = self._open(exact=False)
+        self._cache_bytes = max(_resident_bytes() - before_bytes, 0)
         self._exact: LlamaCache | None = None
         self._pieces: dict[int, bytes] = {}
         self.rewinds = not (lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model))
@@ -122,6 +132,14 @@ class LlamaModel:
         except MemoryError as error:
             raise _why(EngineFailed(str(error))) from None
 
+    def _check_room(self, more_bytes: int, what: str) -> None:
+        """Refuse what would pass the owner's ceiling: the pool would kill the engine for it, and all it runs."""
+        if self.memory_bytes and _resident_bytes() + more_bytes > self.memory_bytes:
+            raise BeyondLimits(
+                f"{what} about {more_bytes >> 20} MiB more than the owner allows",
+                hint="raise the memory limit, or lower engine.slots or engine.context_tokens",
+            )
+
     def _context_tokens(self, wanted_tokens: int) -> int:
         trained_tokens = int(lib.llama_model_n_ctx_train(self._model))
         return min(wanted_tokens, trained_tokens) if trained_tokens > 0 else wanted_tokens
@@ -148,7 +166,8 @@ class LlamaModel:
         return self.metadata(f"{self.metadata('general.architecture')}.{key}")
 
     def vectors(self, threads: int) -> LlamaVectors:
-        """A context of its own that turns texts into vectors. Raises EngineFailed (no memory for it)."""
+        """A context of its own that turns texts into vectors. Raises EngineFailed, BeyondLimits (no memory for it)."""
+        self._check_room(self._cache_bytes // self._plan.slots, "vectors take")
         bound = self.context_tokens
         return LlamaVectors(self._model, bound, threads, whole=not self.generates, pooling=self.pooling)
 
@@ -216,6 +235,7 @@ class LlamaModel:
         if slot < self._plan.slots:
             return self._shared, slot
         if self._exact is None:
+            self._check_room(self._cache_bytes, "exact answers take")
             self._exact = self._open(exact=True)
         return self._exact, slot - self._plan.slots
 

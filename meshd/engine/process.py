@@ -215,7 +215,7 @@ class EngineProcess:
         """New threads and duty from the next decode step on."""
         self._watchdog.stretch(_threads(self._limits) / _threads(limits))
         self._limits = limits
-        self.post(["limits", _threads(limits), _duty(limits)])
+        self.post(["limits", _threads(limits), _duty(limits), limits.memory_bytes or 0])
 
     def post(self, message: Message) -> None:
         """Queue a message to the engine; a full queue means that it reads no more: it is given up."""
@@ -304,6 +304,7 @@ class EngineProcess:
             "nice": self._config.nice,
             "threads": _threads(self._limits),
             "duty": _duty(self._limits),
+            "memory_bytes": self._limits.memory_bytes or 0,
         }
 
     async def _write(self, stdin: trio.abc.SendStream) -> None:
@@ -451,7 +452,7 @@ def _refusal(code: str, text: str, param: str | None) -> MeshError:
         return BadInput(text, param=param)
     if code == Overloaded.code:
         return Overloaded(text, retry_after_s=1.0)
-    return EngineFailed(text)
+    return BeyondLimits(text) if code == BeyondLimits.code else EngineFailed(text)
 
 
 def _cause(status: int) -> str:

@@ -9,6 +9,7 @@ import msgpack
 import nacl.signing
 import pytest
 
+from meshd.core import limits
 from meshd.core.errors import MeshError, Unreachable
 from meshd.core.ids import NodeId
 from meshd.net import directory
@@ -81,7 +82,7 @@ async def test_what_does_not_count_is_not_taken() -> None:
             assert not await offer(nets[1], holder, key, value), key
         own = directory.key_of(id_of(2))
         assert not await offer(nets[1], holder, own, make_ad(seed_of(2), 1, ttl_s=-1))
-        assert not await offer(nets[1], holder, own, make_ad(seed_of(2), 1, text="x" * 9000))
+        assert not await offer(nets[1], holder, own, make_ad(seed_of(2), 1, text="x" * limits.MAX_AD_BYTES))
         assert nets[2].directory._store.size() == 0
 
 
