@@ -71,6 +71,7 @@ class EndReason(StrEnum):
     LEASE_LAPSED = "lease_lapsed"
     BAD_INPUT = "bad_input"
     CONTEXT_OVERFLOW = "context_length_exceeded"
+    BUSY = "busy"
 
 
 class LossReason(StrEnum):

@@ -221,7 +221,7 @@ class CallReader:
                 self.cut = True
             else:
                 self._break()
-        elif self._state != self._after:
+        elif self._state != self._after or (self._buffer.strip(_SPACE) and not cut):
             self._say(self._buffer)
         if self._gap and not self._begun:
             self._events.append(Said(self._gap))

@@ -1,11 +1,11 @@
 """One model, one process: ``python -m meshd.engine.child``, started by the pool, dead as soon as the pool is.
 
-Messages on stdin: ``load`` (a map), ``start`` (id, request, delivered ids), ``cancel`` (id), ``ack`` (id, tokens),
-``limits`` (threads, duty, memory in bytes). On stdout: ``loading`` (how much of the file is in), ``loaded`` (a map),
-``load_failed`` (code, text), ``started`` (id, prompt tokens, implied stops, cached tokens, syntax of tool calls),
-``tokens`` (id, first index, [[token, piece]]), ``scored`` (the same, each with its logarithm and [[token, piece,
-logarithm]] of the best), ``finished`` (id, reason), ``refused`` (id, code, text, param), ``beat`` (prefill tokens/s,
-generation tokens/s, [[answers at once, tokens/s]]).
+Messages on stdin: ``load`` (a map), ``start`` (id, work, delivered ids, owner), ``cancel`` (id), ``ack`` (id, tokens),
+``limits`` (threads, duty), ``room`` (memory in bytes). On stdout: ``loading`` (how much of the file is in), ``loaded``
+(a map), ``load_failed`` (code, text), ``started`` (id, prompt tokens, implied stops, cached tokens, syntax of tool
+calls), ``tokens`` (id, first index, [[token, piece]]), ``scored`` (the same, each with its logarithm and [[token,
+piece, logarithm]] of the best), ``finished`` (id, reason), ``refused`` (id, code, text, param), ``beat`` (prefill
+tokens/s, generation tokens/s, [[answers at once, tokens/s]]).
 
 llama.cpp may print: descriptor 1 is turned to stderr, frames go to a private copy. A reader thread ends the process
 when stdin does. (Linux's parent-death signal would fire when the *thread* that started us ends, and trio starts
@@ -210,9 +210,9 @@ class Child:
 
     def _take(self, message: Message) -> None:
         match message:
-            case ["start", int(id), dict(request), list(delivered)]:
+            case ["start", int(id), dict(request), list(delivered), str(owner)]:
                 self._idle = False
-                self._write(self._works.start(id, work_from(request), delivered, time.monotonic()))
+                self._write(self._works.start(id, work_from(request), delivered, time.monotonic(), owner))
             case ["warm", int(id)]:
                 self._idle = False
                 self._write(self._works.warm(id))
@@ -220,9 +220,10 @@ class Child:
                 self._works.cancel(id)
             case ["ack", int(id), int(tokens)]:
                 self._works.acknowledge(id, tokens)
-            case ["limits", int(threads), float(duty), int(memory_bytes)]:
-                self._model.memory_bytes = memory_bytes
+            case ["limits", int(threads), float(duty)]:
                 self._limit(threads, duty)
+            case ["room", int(memory_bytes)]:
+                self._model.memory_bytes = memory_bytes
             case _:
                 raise FrameError(f"unknown message {message[0]!r}")
 

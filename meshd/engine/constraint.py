@@ -130,13 +130,17 @@ class Grammars:
         grammar = alphabet.library.LLMatcher.grammar_from_lark(text)
         self._compiled[text] = alphabet.library.LLMatcher(alphabet.tokenizer, grammar, log_level=0, limits=bounds)
 
+    def trim(self) -> None:
+        """Forget the grammars unused for the longest time, beyond those that are kept."""
+        while len(self._compiled) > _KEPT_GRAMMARS:
+            self._compiled.popitem(last=False)
+
     def matcher(self, text: str, param: str) -> Matcher:
         """A matcher in its first state. Raises BadInput about ``param`` for a grammar that does not compile."""
         if text not in self._compiled:
             self.warm(text)
         self._compiled.move_to_end(text)
-        while len(self._compiled) > _KEPT_GRAMMARS:
-            self._compiled.popitem(last=False)
+        self.trim()
         inner = self._compiled[text]
         if inner.is_error():
             raise BadInput(_reason(inner.get_error()), param=param)

@@ -124,16 +124,17 @@ class Decoding:
         """Whether any generation is admitted and unfinished."""
         return bool(self._runs)
 
-    def start(self, id: int, request: Generation, delivered: Sequence[int]) -> list[Message]:
+    def start(self, id: int, request: Generation, delivered: Sequence[int], owner: str = "") -> list[Message]:
         """Admit a generation that goes on after the ``delivered`` token ids: ``started``, or ``refused``. A
-        generation that was complete already also finishes here."""
+        generation that was complete already also finishes here. Only what the same ``owner`` asked before is kept of
+        a prompt: how much of it is cached, and how soon it answers, would tell others what was asked."""
         try:
             prepared = self._prepare(request)
             run = self._admit(id, request, prepared, delivered)
             over = self._replay(run, delivered)
             if over is not None:
                 return [_started(id, prepared, 0), ["finished", id, str(over)]]
-            return [_started(id, prepared, self._enter(id, request, prepared, delivered, run))]
+            return [_started(id, prepared, self._enter(id, request, prepared, delivered, run, owner))]
         except MeshError as error:
             return [refusal(id, error)]
 
@@ -179,18 +180,26 @@ class Decoding:
                 return FinishReason.STOP
         return FinishReason.LENGTH if run.produced >= run.limit_tokens else None
 
-    def _enter(self, id: int, request: Generation, prepared: Prepared, delivered: Sequence[int], run: _Run) -> int:
+    def _enter(
+        self,
+        id: int,
+        request: Generation,
+        prepared: Prepared,
+        delivered: Sequence[int],
+        run: _Run,
+        owner: str,
+    ) -> int:
         """Let the generation take part; how many tokens of its prompt are in the cache already."""
         tokens, prompt_tokens = [*prepared.tokens, *delivered], len(prepared.tokens)
         if request.exact and not self._had_exact:
             self._schedule.company_matters = company_matters(self._model, self._limit, self._limit)
             self._had_exact = True
         slots = self._slots[request.exact]
-        grant = slots.take(tokens, prompt_tokens)
+        grant = slots.take(tokens, prompt_tokens, owner)
         if grant.source is not None:
             self._model.copy(grant.source, grant.slot)
         kept = grant.kept if self._model.keep(grant.slot, grant.kept) else 0
-        line = Line(id, grant.slot, request.exact, prompt_tokens, tokens, decoded=kept)
+        line = Line(id, grant.slot, request.exact, prompt_tokens, tokens, decoded=kept, owner=owner)
         run.slot, run.slots = grant.slot, slots
         self._runs[id] = run
         slots.enter(line)
@@ -249,6 +258,7 @@ class Decoding:
         run = self._runs[feed.id]
         self.cancel(feed.id)
         if run.slots is not None:
+            self._model.keep(run.slot, 0)
             run.slots.clear(run.slot)
         if status == _NO_ROOM:
             return refusal(feed.id, Overloaded("the engine's cache is full", retry_after_s=1.0))

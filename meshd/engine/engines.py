@@ -119,13 +119,13 @@ class Engines:
         await self.files.limit(limits)
 
     def generate(
-        self, digest: ModelDigest, work: Work, delivered: Sequence[Token] = ()
+        self, digest: ModelDigest, work: Work, delivered: Sequence[Token] = (), owner: str = ""
     ) -> AbstractAsyncContextManager[AsyncIterator[EngineEvent]]:
         """Do one piece of work where that model is. Raises BadInput, ContextOverflow, Overloaded, EngineFailed."""
         upstream = self.upstreams.get(digest)
-        return (
-            upstream.generate(work, delivered) if upstream is not None else self.files.generate(digest, work, delivered)
-        )
+        if upstream is not None:
+            return upstream.generate(work, delivered)
+        return self.files.generate(digest, work, delivered, owner)
 
 
 @asynccontextmanager

@@ -111,7 +111,7 @@ def _schema(text: str, param: str) -> dict[str, Any]:
         return {}
     if not isinstance(schema, dict):
         raise BadInput("a schema is a JSON object", param=param)
-    if _states(steps) > MAX_MULTIPLE:
+    if not all(step.is_finite() for step in steps) or _states(steps) > MAX_MULTIPLE:
         raise BadInput("the schema's multipleOf cannot be enforced: too large, or too many", param=param)
     return schema
 

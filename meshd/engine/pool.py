@@ -165,10 +165,12 @@ class EnginePool:
     def enforce_memory(self) -> None:
         """Kill the largest engine when all together are over the ceiling. Never raises."""
         ceiling_bytes = self._limits.memory_bytes if self._limits is not None else None
-        if ceiling_bytes is None or not self._processes:
-            return
         sizes = {digest: process.rss_bytes() for digest, process in self._processes.items()}
         total_bytes = sum(sizes.values())
+        for digest, process in self._processes.items():
+            process.room(max(ceiling_bytes - total_bytes + sizes[digest], 1) if ceiling_bytes is not None else 0)
+        if ceiling_bytes is None or not sizes:
+            return
         if total_bytes > ceiling_bytes:
             largest = max(sizes, key=lambda digest: sizes[digest])
             text = f"the engines took {_mib(total_bytes)} MiB, the limit is {_mib(ceiling_bytes)} MiB"
@@ -176,7 +178,7 @@ class EnginePool:
 
     @asynccontextmanager
     async def generate(
-        self, digest: ModelDigest, work: Work, delivered: Sequence[Token] = ()
+        self, digest: ModelDigest, work: Work, delivered: Sequence[Token] = (), owner: str = ""
     ) -> AsyncIterator[AsyncIterator[EngineEvent]]:
         """Do one piece of work, going on after ``delivered``; the first event is EngineStarted, the last
         EngineFinished. Leaving the context frees the slot within one decode step.
@@ -187,7 +189,7 @@ class EnginePool:
         process = self._processes.get(digest)
         if process is None:
             raise EngineFailed("the model is not loaded")
-        events = process.start(work, delivered)
+        events = process.start(work, delivered, owner)
         try:
             await events.admitted()
             yield events

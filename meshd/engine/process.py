@@ -56,6 +56,7 @@ _READ_BYTES: Final = 256 * 1024
 _WATCH_INTERVAL_S: Final = 0.2
 _LAST_WORDS_S: Final = 0.3
 _MIN_DUTY: Final = 0.005
+_ROOM_STEP_BYTES: Final = 16 * 1024 * 1024
 _SPIN_COUNT: Final = "10000"
 """How long OpenMP's threads spin at a barrier before they sleep. The default, 30 times as long, burns the owner's
 processor while other programs want it: beside them, it halved our own speed, too."""
@@ -140,6 +141,7 @@ class EngineProcess:
         self._limits = limits
         self._running: dict[int, Events] = {}
         self._next_id = 1
+        self._room_bytes = limits.memory_bytes or 0
         self._unanswered: set[int] = set()
         self._waiting: list[Progress] = []
         self._fraction_at_s = trio.current_time()
@@ -165,7 +167,7 @@ class EngineProcess:
         except psutil.Error:
             return 0
 
-    def start(self, work: Work, delivered: Sequence[Token]) -> Events:
+    def start(self, work: Work, delivered: Sequence[Token], owner: str = "") -> Events:
         """Ask the engine for a piece of work. Raises Overloaded, BadInput, EngineFailed at once."""
         if not self.alive:
             raise self.failure or EngineFailed("the model is not loaded")
@@ -173,7 +175,7 @@ class EngineProcess:
             raise BadInput("the delivered tokens have a gap", param="delivered")
         if self.slots_free <= 0:
             raise Overloaded("every slot of the engine is in use", retry_after_s=1.0)
-        frame = _start_frame(self._next_id, work, delivered)
+        frame = _start_frame(self._next_id, work, delivered, owner)
         events = Events(self, self._next_id)
         self._next_id += 1
         if not self._running:
@@ -215,7 +217,13 @@ class EngineProcess:
         """New threads and duty from the next decode step on."""
         self._watchdog.stretch(_threads(self._limits) / _threads(limits))
         self._limits = limits
-        self.post(["limits", _threads(limits), _duty(limits), limits.memory_bytes or 0])
+        self.post(["limits", _threads(limits), _duty(limits)])
+
+    def room(self, memory_bytes: int) -> None:
+        """What this process may have of the owner's memory (0: no bound), told again when it changed enough."""
+        if abs(memory_bytes - self._room_bytes) >= _ROOM_STEP_BYTES:
+            self._room_bytes = memory_bytes
+            self.post(["room", memory_bytes])
 
     def post(self, message: Message) -> None:
         """Queue a message to the engine; a full queue means that it reads no more: it is given up."""
@@ -426,9 +434,9 @@ class EngineProcess:
             )
 
 
-def _start_frame(id: int, work: Work, delivered: Sequence[Token]) -> bytes:
+def _start_frame(id: int, work: Work, delivered: Sequence[Token], owner: str) -> bytes:
     try:
-        return pack(["start", id, work_map(work), [token.id for token in delivered]])
+        return pack(["start", id, work_map(work), [token.id for token in delivered], owner])
     except (FrameError, UnicodeEncodeError, OverflowError) as error:
         raise BadInput(f"the request cannot be passed on: {error}") from None
 

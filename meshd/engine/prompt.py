@@ -69,9 +69,9 @@ def _call(call: ToolCall, text: Callable[[str], str]) -> dict[str, Any]:
     # Templates write arguments as JSON, or walk through them: both want the object and not its text.
     try:
         arguments = json.loads(call.arguments)
+        given = _deep(arguments, text) if isinstance(arguments, dict) else text(call.arguments)
     except (ValueError, RecursionError):
-        arguments = None
-    given = _deep(arguments, text) if isinstance(arguments, dict) else text(call.arguments)
+        given = text(call.arguments)
     function = {"name": text(call.name), "arguments": given}
     return {"id": text(call.id), "type": "function", "function": function}
 

@@ -31,7 +31,7 @@ _TOGETHER: Final = -2
 @dataclass(slots=True)
 class Line:
     """One sequence: ``tokens`` are known, the first ``decoded`` of them are in the cache. ``held``: skipped for now,
-    because its reader lags."""
+    because its reader lags. ``owner``: who asked for it."""
 
     id: int
     slot: int
@@ -40,6 +40,7 @@ class Line:
     tokens: list[int]
     decoded: int = 0
     held: bool = False
+    owner: str = ""
 
     @property
     def pending(self) -> int:

@@ -88,12 +88,13 @@ class Slots:
         """Slots that no sequence uses."""
         return sum(not slot.busy for slot in self._slots.values())
 
-    def take(self, tokens: Sequence[int], prompt_tokens: int) -> Grant:
+    def take(self, tokens: Sequence[int], prompt_tokens: int, owner: str = "") -> Grant:
         """A slot for a sequence that begins with ``tokens``, the first ``prompt_tokens`` of them its prompt; the last
-        of them is always left to compute. ValueError when no slot is free."""
+        of them is always left to compute, and only what ``owner`` asked for is kept. ValueError when no slot is
+        free."""
         if not self.free:
             raise ValueError("no slot is free")
-        grant = self._grant(self._holder(tokens, prompt_tokens))
+        grant = self._grant(self._holder(tokens, prompt_tokens, owner))
         self._slots[grant.slot] = Slot(busy=True)
         return grant
 
@@ -123,10 +124,12 @@ class Slots:
             return Grant(holder.slot, holder.kept)
         return Grant(self._emptiest(holder.slot), holder.kept, holder.slot)
 
-    def _holder(self, tokens: Sequence[int], prompt_tokens: int) -> _Holder | None:
+    def _holder(self, tokens: Sequence[int], prompt_tokens: int, owner: str) -> _Holder | None:
         """The slot that holds the longest usable beginning of ``tokens``."""
         best: _Holder | None = None
         for number, slot in self._slots.items():
+            if slot.line is None or slot.line.owner != owner:
+                continue
             kept = self._usable(number, slot, tokens, prompt_tokens)
             in_place = not slot.busy and (slot.held - kept <= TAIL_WORTH_TOKENS or self.free == 1)
             if kept < (MIN_KEPT_TOKENS if in_place else MIN_COPIED_TOKENS):

@@ -17,7 +17,7 @@ from typing import Any, Final
 import httpx
 import trio
 
-from meshd.core.errors import EngineFailed
+from meshd.core.errors import BadInput, EngineFailed
 from meshd.core.upstream import Upstream
 from meshd.engine.config import UpstreamConfig
 from meshd.engine.sse import EventReader, EventTooLarge
@@ -41,6 +41,7 @@ class Server:
     def __init__(self, upstream: Upstream, config: UpstreamConfig) -> None:
         self._base = upstream.url
         self._config = config
+        self._secret = upstream.key.encode()
         headers = {"Accept-Encoding": "identity"} | (
             {"Authorization": f"Bearer {upstream.key}"} if upstream.key else {}
         )
@@ -71,7 +72,7 @@ class Server:
         with trio.move_on_after(timeout_s):
             answer = await self._open(method, path, body)
             try:
-                return await _parsed(await _read(answer, MAX_ANSWER_BYTES))
+                return await _parsed(await _read(answer, MAX_ANSWER_BYTES, self._secret))
             finally:
                 await answer.aclose()
         raise Silent(f"the server did not answer within {timeout_s:g} s")
@@ -89,7 +90,7 @@ class Server:
         try:
             if not answer.headers.get("content-type", "").startswith("text/event-stream"):
                 raise Garbled("the server answers with something else than a stream of events")
-            events = Events(answer, self._config, due_s)
+            events = Events(answer, self._config, due_s, self._secret)
             try:
                 yield events
             finally:
@@ -99,14 +100,17 @@ class Server:
 
     async def _open(self, method: str, path: str, body: Mapping[str, Any] | None) -> httpx.Response:
         """A good answer whose body is still to be read; closed again when it is not good."""
-        with _translated():
+        try:
             request = self._http.build_request(method, self._base + path, json=body)
+        except (ValueError, RecursionError, httpx.InvalidURL):
+            raise BadInput("the request cannot be written as JSON") from None
+        with _translated():
             answer = await self._http.send(request, stream=True)
         try:
             if answer.headers.get("content-encoding", "identity") != "identity":
                 raise Garbled("the server packs its answers although it was asked not to")
             if not answer.is_success:
-                raise await _refusal(answer)
+                raise await _refusal(answer, self._secret)
         except BaseException:
             await answer.aclose()
             raise
@@ -116,7 +120,8 @@ class Server:
 class Events:
     """What a stream says, one JSON object after the other."""
 
-    def __init__(self, answer: httpx.Response, config: UpstreamConfig, due_s: float) -> None:
+    def __init__(self, answer: httpx.Response, config: UpstreamConfig, due_s: float, secret: bytes) -> None:
+        self._secret = secret
         self._raw = answer.aiter_raw()
         self._reader = EventReader()
         self._waiting: deque[bytes] = deque()
@@ -151,7 +156,7 @@ class Events:
                     return None
             if self._begun:
                 self._due_s = trio.current_time() + self._stall_s
-            return _event(self._waiting.popleft())
+            return _event(_unnamed(self._waiting.popleft(), self._secret))
         raise Silent("the server went silent" + (" in the middle of its answer" if self._begun else ""))
 
     async def _receive(self) -> bool:
@@ -193,8 +198,13 @@ def _event(data: bytes) -> dict[str, Any] | None:
     return event
 
 
-async def _read(answer: httpx.Response, max_bytes: int) -> bytes:
-    """The whole body, at most ``max_bytes`` of it; Garbled when there is more."""
+def _unnamed(data: bytes, secret: bytes) -> bytes:
+    """``data`` without the key: a server that repeats it must not put it into logs, nor on other machines."""
+    return data.replace(secret, b"***") if secret and secret in data else data
+
+
+async def _read(answer: httpx.Response, max_bytes: int, secret: bytes) -> bytes:
+    """The whole body, at most ``max_bytes`` of it, without the key; Garbled when there is more."""
     parts: list[bytes] = []
     size_bytes = 0
     with _translated():
@@ -207,7 +217,7 @@ async def _read(answer: httpx.Response, max_bytes: int) -> bytes:
                 parts.append(part)
         finally:
             await _abandon(raw)
-    return b"".join(parts)
+    return _unnamed(b"".join(parts), secret)
 
 
 async def _abandon(raw: AsyncIterator[bytes]) -> None:
@@ -228,10 +238,10 @@ async def _parsed(raw: bytes) -> Any:
         raise Garbled("the server answers with something else than JSON") from None
 
 
-async def _refusal(answer: httpx.Response) -> Refusal:
+async def _refusal(answer: httpx.Response, secret: bytes) -> Refusal:
     """What the server said no with: OpenAI's error object, or whatever stands in its place."""
     try:
-        raw = await _read(answer, MAX_ERROR_BYTES)
+        raw = await _read(answer, MAX_ERROR_BYTES, secret)
         said = json.loads(raw)
     except (EngineFailed, ValueError, RecursionError):
         said = None

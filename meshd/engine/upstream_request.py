@@ -166,10 +166,13 @@ def response_format(field: str, schema: Any) -> dict[str, Any]:
 
 
 def _schema(text: str, param: str) -> Any:
+    """The schema, such that it can be written as JSON again: it comes from other machines, and Python reads more."""
     try:
-        return json.loads(text)
+        schema = json.loads(text)
+        json.dumps(schema, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         raise BadInput("a schema that is no JSON", param=param) from None
+    return schema
 
 
 def embedding_requests(model: str, work: Embedding) -> list[dict[str, Any]]:

@@ -243,7 +243,10 @@ def vectors_in(answer: object, count: int) -> tuple[list[bytes], int]:
     for place, entry in enumerate(data):
         if not isinstance(entry, dict):
             raise Garbled("the server's vectors are not OpenAI's")
-        found[entry.get("index", place)] = _vector(entry.get("embedding"))
+        index = entry.get("index")
+        if index is not None and type(index) is not int:
+            raise Garbled("the server numbers its vectors with something else than numbers")
+        found[place if index is None else index] = _vector(entry.get("embedding"))
     if sorted(found) != list(range(count)):
         raise Garbled("the server leaves out vectors")
     counts = Counts()

@@ -32,6 +32,7 @@ class Waiting:
     delivered: list[int]
     form: Form
     until_s: float
+    owner: str
 
 
 class Warming:
@@ -48,12 +49,14 @@ class Warming:
         """Whether any generation waits."""
         return bool(self._waiting)
 
-    def begin(self, id: int, request: Generation, delivered: list[int], form: Form, now_s: float) -> None:
+    def begin(
+        self, id: int, request: Generation, delivered: list[int], form: Form, now_s: float, owner: str = ""
+    ) -> None:
         """Compile ``form`` for that generation. Raises Overloaded when too many are being compiled."""
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         if len(self._threads) >= _MAX_THREADS:
             raise Overloaded("the engine compiles enough schemas", retry_after_s=1.0)
-        self._waiting[id] = Waiting(request, delivered, form, now_s + COMPILE_TIMEOUT_S)
+        self._waiting[id] = Waiting(request, delivered, form, now_s + COMPILE_TIMEOUT_S, owner)
         thread = threading.Thread(target=self._compile, args=(id, form.text), daemon=True)
         self._threads.append(thread)
         thread.start()

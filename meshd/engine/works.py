@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -16,6 +17,8 @@ from meshd.engine.frames import Message
 from meshd.engine.prompts import Model, Prompts
 from meshd.engine.tokenising import Tokenising
 from meshd.engine.warming import Warming
+
+_UNFORESEEN = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
 
 
 class WholeModel(Model, Protocol):
@@ -69,8 +72,22 @@ class Works:
         opened: Vectors = self._vectors
         return opened
 
-    def start(self, id: int, work: Work, delivered: list[int], now_s: float) -> list[Message]:
-        """Admit a piece of work, or refuse it; nothing yet where a grammar must be compiled first."""
+    def start(self, id: int, work: Work, delivered: list[int], now_s: float, owner: str = "") -> list[Message]:
+        """Admit a piece of work of ``owner``, or refuse it; nothing yet where a grammar must be compiled first."""
+        return self._prepared(id, lambda: self._start(id, work, delivered, now_s, owner))
+
+    def _prepared(self, id: int, prepare: Callable[[], list[Message]]) -> list[Message]:
+        """What ``prepare`` says. It touches no state of llama.cpp, so what nobody foresaw in a request costs that
+        request and not the engine, and is not tried on the next machine."""
+        try:
+            return prepare()
+        except MeshError as error:
+            return [refusal(id, error)]
+        except _UNFORESEEN as error:
+            traceback.print_exc()
+            return [refusal(id, BadInput(f"this request cannot be prepared ({type(error).__name__})"))]
+
+    def _start(self, id: int, work: Work, delivered: list[int], now_s: float, owner: str) -> list[Message]:
         if isinstance(work, Tokenization):
             return self._tokenising.start(id, work, delivered)
         needed = Ability.EMBED if isinstance(work, Embedding) else Ability.GENERATE
@@ -78,24 +95,24 @@ class Works:
             return [refusal(id, BadInput(f"this model cannot {needed}", param="model"))]
         if isinstance(work, Embedding):
             return self._embeddings.start(id, work, delivered)
-        try:
-            if self._warms(id, work, delivered, now_s):
-                return []
-        except MeshError as error:
-            return [refusal(id, error)]
-        return self.decoding.start(id, work, delivered)
+        if self._warms(id, work, delivered, now_s, owner):
+            return []
+        return self.decoding.start(id, work, delivered, owner)
 
-    def _warms(self, id: int, work: Generation, delivered: list[int], now_s: float) -> bool:
+    def _warms(self, id: int, work: Generation, delivered: list[int], now_s: float, owner: str) -> bool:
         form = self.prompts.form(work)
         if form is None or self._grammars.known(form.text):
             return False
-        self._warming.begin(id, work, delivered, form, now_s)
+        self._warming.begin(id, work, delivered, form, now_s, owner)
         return True
 
     def warm(self, id: int) -> list[Message]:
         """The grammar for that generation is compiled: start it, if it still waits."""
         waiting = self._warming.take(id)
-        return [] if waiting is None else self.decoding.start(id, waiting.request, waiting.delivered)
+        if waiting is None:  # cancelled: what was compiled for it counts among those that are kept
+            self._grammars.trim()
+            return []
+        return self._prepared(id, lambda: self.decoding.start(id, waiting.request, waiting.delivered, waiting.owner))
 
     def overdue(self, now_s: float) -> list[Message]:
         """Refusals of generations that waited too long for their grammar."""

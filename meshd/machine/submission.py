@@ -39,7 +39,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Any, Final, assert_never
+from typing import Any, Final
 
 from meshd.core import errors, limits
 from meshd.core.generation import FinishReason, Opening, Token, Usage
@@ -51,7 +51,7 @@ from meshd.machine.exclusions import Exclusions
 from meshd.machine.submission_events import SubmissionEffect, SubmissionEvent
 from meshd.machine.table import Ignored, Story, StoryEntry, row
 from meshd.machine.waiting import PATIENCE_S, QUEUE_S, Waiting
-from meshd.policy.backoff import backoff_s, worth_retry, worth_return
+from meshd.policy.backoff import backoff_s, loss_by, worth_retry, worth_return
 from meshd.policy.feasible import Infeasible
 
 OFFER_S: Final = 2.0
@@ -59,6 +59,9 @@ OFFER_S: Final = 2.0
 
 MAX_OFFERS: Final = 256
 """Offers of one job, declined ones included; attempt numbers end at 1,000."""
+
+ENGINE_BUSY_S: Final = 1.0
+"""How long a worker is left out whose engine had no room for the job after all."""
 
 RECEIPT_S: Final = 0.5
 """How long a complete text waits for the last word of its worker, whose engine stops at the same token."""
@@ -198,7 +201,8 @@ class Submission:
         if len(self.delivered) >= self._max_tokens:
             return self._complete(FinishReason.LENGTH)
         if self._losses >= limits.MAX_ATTEMPTS or self._number >= MAX_OFFERS:
-            return self._fail(errors.NoWorker.code, f"given up after {self._number} attempts")
+            kind = errors.Overloaded if self._exclusions.any_busy(now_s) else errors.NoWorker
+            return self._fail(kind.code, f"given up after {self._number} attempts")
         self.state = State.PLACING
         self._waiting.asked()
         self._asked_at_s = now_s
@@ -331,7 +335,12 @@ class Submission:
                 return self._lose(LossReason.DECLINED, now_s, for_good=True, tell=False)
             message = event.message or "the prompt does not fit the context"
             return self._fail(errors.ContextOverflow.code, message, event.param)
-        return self._lose(_loss_by(reason), now_s, tell=False)
+        if reason is EndReason.BUSY:
+            _, worker = self._current()
+            self._exclusions.busy(worker, now_s, ENGINE_BUSY_S)
+            self.worker = None
+            return self._ask(event, now_s)
+        return self._lose(loss_by(reason), now_s, tell=False)
 
     def _lost(self, event: ev.Lost, now_s: float) -> _Effects:
         return self._lose(event.reason, now_s, tell=event.reason is LossReason.PROTOCOL)
@@ -408,21 +417,6 @@ class Submission:
     def _fail(self, code: str, message: str, param: str = "") -> _Effects:
         self.state, self.worker = State.ENDED, None
         return [ev.Fail(self.job.id, self.attempt, code, message, param)]
-
-
-def _loss_by(reason: EndReason) -> LossReason:
-    """What a worker's own end of an attempt means to the submitter."""
-    match reason:
-        case EndReason.ENGINE_FAILED:
-            return LossReason.ENGINE_FAILED
-        case EndReason.LEASE_LAPSED:
-            return LossReason.LEASE_LAPSED
-        case EndReason.DRAINING | EndReason.CANCELLED:
-            return LossReason.DRAINING
-        case EndReason.BAD_INPUT | EndReason.CONTEXT_OVERFLOW:
-            return LossReason.DECLINED
-        case _:
-            assert_never(reason)
 
 
 Rule = Callable[[Submission, Any, float], _Effects | Ignored] | Ignored

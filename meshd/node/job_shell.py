@@ -40,6 +40,10 @@ RETRY_AFTER_S = 5.0
 """What an app is told when everybody was busy: sooner than that, hardly anything will have changed."""
 
 
+MAX_PASSED_OVER = 8
+"""Workers that older jobs wait for, looked past for one that nobody does: each costs a decision."""
+
+
 class Attempts(Protocol):
     """What a job needs of those who talk to workers."""
 
@@ -198,10 +202,14 @@ class JobShell:
         now_s, generation = trio.current_time(), self.job.generation
         warm = self._prefixes.warm(self.job.model, generation.prompt, now_s) if generation is not None else {}
         full = self._attempts.full(self)
-        placement = place(self._view, self.job, ask.excluded | full, ask.digest, now_s, warm)
-        taken = placement.worker is not None and self._attempts.spoken_for(self, placement.worker)
-        if placement.worker is not None and not taken:
-            return on.Placed(placement.worker)
+        taken: set[NodeId] = set()
+        while True:
+            placement = place(self._view, self.job, ask.excluded | full | taken, ask.digest, now_s, warm)
+            if placement.worker is None or len(taken) >= MAX_PASSED_OVER:
+                break
+            if not self._attempts.spoken_for(self, placement.worker):
+                return on.Placed(placement.worker)
+            taken.add(placement.worker)
         reasons = {reason.value for reason in placement.reasons}
         if taken or self._without(full, ask):
             reasons.add(Infeasible.BUSY.value)

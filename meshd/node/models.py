@@ -133,7 +133,7 @@ class Models:
         try:
             model = await self._load(file, progress, make_room)
         except (ModelInvalid, EngineFailed, BeyondLimits) as e:
-            if make_room or not (isinstance(e, BeyondLimits) and e.crowded):
+            if not (isinstance(e, BeyondLimits) and e.crowded):  # others at work are no fault of this one
                 self.failed(digest, e, await self._store.version(file))
             raise
         self._want(digest)

@@ -146,10 +146,11 @@ class Engine(Protocol):
         """Put new limits on every running engine, now and while requests run."""
 
     def generate(
-        self, digest: ModelDigest, work: Work, delivered: Sequence[Token]
+        self, digest: ModelDigest, work: Work, delivered: Sequence[Token], owner: str
     ) -> AbstractAsyncContextManager[AsyncIterator[EngineEvent]]:
-        """Do one piece of work, going on after ``delivered``. Leaving the context frees the sequence within one
-        decode step. Raises BadInput, ContextOverflow, Overloaded (no slot), EngineFailed."""
+        """Do one piece of work, going on after ``delivered``. What is kept of it serves only the same ``owner``.
+        Leaving the context frees the sequence within one decode step. Raises BadInput, ContextOverflow, Overloaded (no
+        slot), EngineFailed."""
 
 
 class Upstreams(Protocol):

@@ -55,6 +55,10 @@ log = logging.getLogger("meshd.node.worker")
 HISTORY = 200
 """Ended attempts that `mesh jobs` can still show."""
 
+UNFORESEEN = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a slip in an engine raises when a task or a server brings what nobody thought of. It costs the attempt: tasks
+come from other machines, and must not end this daemon."""
+
 _REFUSALS: dict[type[MeshError], DeclineReason] = {
     TaskExpired: DeclineReason.EXPIRED,
     WrongRecipient: DeclineReason.WRONG_RECIPIENT,
@@ -390,10 +394,18 @@ class Worker:
                 self.feed(on.EngineBroke(*key, EndReason.CONTEXT_OVERFLOW, e.message, e.param or ""))
             except BadInput as e:
                 self.feed(on.EngineBroke(*key, EndReason.BAD_INPUT, e.message, e.param or ""))
-            except (EngineFailed, ModelInvalid, BeyondLimits, Overloaded) as e:
+            except Overloaded as e:
+                self.feed(on.EngineBroke(*key, EndReason.BUSY, e.message))
+            except BeyondLimits as e:
+                log.warning("%s: no room: %s", start.attempt, e.message)
+                self.feed(on.EngineBroke(*key, EndReason.BUSY if e.crowded else EndReason.ENGINE_FAILED, e.message))
+            except (EngineFailed, ModelInvalid) as e:
                 log.warning("%s: the engine failed: %s", start.attempt, e.message)
                 self._models.attempt_failed(start.digest, e)
                 self.feed(on.EngineBroke(*key, EndReason.ENGINE_FAILED, e.message))
+            except UNFORESEEN as e:
+                log.exception("%s: unexpected error", start.attempt)
+                self.feed(on.EngineBroke(*key, EndReason.ENGINE_FAILED, f"unexpected: {type(e).__name__}"))
         self.feed(on.EngineFreed(*key))
 
     async def _generate(self, start: on.StartEngine) -> None:
@@ -408,7 +420,7 @@ class Worker:
         loaded = self._models.using(start.digest, loads) if self._models.is_file(start.digest) else nullcontext()
         async with (
             loaded,
-            self._engine.generate(start.digest, work, start.task.delivered) as events,
+            self._engine.generate(start.digest, work, start.task.delivered, start.submitter) as events,
         ):
             await self._relay(key, events)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from typing import Final
+from typing import Final, assert_never
 
-from meshd.core.task import DeclineReason, LossReason
+from meshd.core.task import DeclineReason, EndReason, LossReason
 
 BASE_S: Final = 0.1
 MAX_S: Final = 2.0
@@ -44,3 +44,18 @@ def worth_retry(reason: DeclineReason) -> bool:
 def worth_return(reason: LossReason) -> bool:
     """Whether a worker that lost an attempt this way may be given the job again later."""
     return reason is not LossReason.PROTOCOL
+
+
+def loss_by(reason: EndReason) -> LossReason:
+    """What a worker's own end of an attempt means to the submitter."""
+    match reason:
+        case EndReason.ENGINE_FAILED:
+            return LossReason.ENGINE_FAILED
+        case EndReason.LEASE_LAPSED:
+            return LossReason.LEASE_LAPSED
+        case EndReason.DRAINING | EndReason.CANCELLED:
+            return LossReason.DRAINING
+        case EndReason.BAD_INPUT | EndReason.CONTEXT_OVERFLOW | EndReason.BUSY:
+            return LossReason.DECLINED
+        case _:
+            assert_never(reason)

@@ -192,7 +192,7 @@ class FakeEngine:
 
     @asynccontextmanager
     async def generate(
-        self, digest: ModelDigest, work: Work, delivered: Sequence[Token]
+        self, digest: ModelDigest, work: Work, delivered: Sequence[Token], owner: str = ""
     ) -> AsyncIterator[AsyncIterator[EngineEvent]]:
         """One piece of work. Raises NotFound (model not loaded), Overloaded, ContextOverflow, EngineFailed."""
         if self.crashed:

@@ -204,3 +204,9 @@ def test_whatever_is_called_with_arrives_as_it_was_written(
         answer, texts = calls[0], texts[:1]
     read = Read(syntax, [answer[i : i + size] for i in range(0, len(answer), size)])
     assert [call[1] for call in read.calls.values()] == texts and read.text == ""
+
+
+def test_what_looks_like_half_a_closer_at_the_end_is_text() -> None:
+    call = '<tool_call>{"name": "weather", "arguments": {}}'
+    assert Read(HERMES, [call + "</tool"]).text == "</tool"
+    assert Read(HERMES, [call + "</tool"], cut=True).text == "", "there it was cut"

@@ -118,9 +118,33 @@ def test_what_cannot_be_enforced_is_refused_by_name(bench: Bench, value: object,
 
 
 def test_a_schema_nested_beyond_reason_or_no_json_is_refused(bench: Bench) -> None:
-    for text in ('{"not": ' * 5000 + "{}" + "}" * 5000, "{", '{"multipleOf": NaN}'):
+    for text in ('{"not": ' * 5000 + "{}" + "}" * 5000, "{", '{"multipleOf": NaN}', '{"multipleOf": 1e999}'):
         refused = bench.generate(ask(Format(FormatKind.JSON_SCHEMA, text))).refused
         assert refused is not None and refused[2] == "response_format", text[:20]
+
+
+def test_what_was_compiled_for_those_who_left_is_not_kept_for_ever(bench: Bench) -> None:
+    """One that cancels while its grammar compiles leaves it behind."""
+    works = bench.works
+    for number in range(40):
+        form = Format(FormatKind.JSON_SCHEMA, json.dumps({"const": f"left {number}"}))
+        assert works.start(5000 + number, ask(form), [], 0.0) == []
+        works.cancel(5000 + number)
+        for thread in works._warming._threads:
+            thread.join()
+        assert works.warm(5000 + number) == []
+    assert len(works._grammars._compiled) <= 32
+
+
+def test_what_nobody_foresaw_in_a_request_costs_the_request(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slips(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(bench.works.prompts, "form", slips)
+    ((kind, _, code, text, _),) = bench.works.start(6000, ask(Format()), [], 0.0)
+    assert (kind, code) == ("refused", "invalid_request") and "ZeroDivisionError" in text
+    monkeypatch.undo()
+    assert bench.generate(ask(Format())).reason
 
 
 def test_a_grammar_is_compiled_once_and_few_are_kept(bench: Bench) -> None:

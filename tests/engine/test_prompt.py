@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from meshd.core.chat import Message
+from meshd.core.chat import Message, ToolCall
 from meshd.core.errors import BadInput
 from meshd.engine.prompt import ChatTemplate, plain_chat, turns_of
 
@@ -21,6 +21,15 @@ def test_a_template_sees_messages_tokens_and_the_generation_prompt() -> None:
     source = "{{ bos_token }}{% for m in messages %}\n[{{ m['role'] }}]{{ m.content }}{% endfor %}{{ eos_token }}{% if add_generation_prompt %}!{% endif %}"  # noqa: E501
     messages = (Message("developer", "d"), Message("user", "u"))
     assert ChatTemplate(source, "<s>", "</s>").render(turns_of(messages)) == "<s>[system]d[user]u</s>!"
+
+
+def test_arguments_nested_beyond_reason_are_told_as_text() -> None:
+    """They come from other machines; what Python can parse it cannot always walk."""
+    for depth in (600, 900, 5000):
+        arguments = '{"a":' + "[" * depth + "]" * depth + "}"
+        (turn,) = turns_of((Message("assistant", "", (ToolCall("1", "f", arguments),)),))
+        assert isinstance(turn["tool_calls"][0]["function"]["arguments"], str | dict)
+    assert turn["tool_calls"][0]["function"]["arguments"] == arguments
 
 
 @pytest.mark.parametrize(

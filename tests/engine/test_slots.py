@@ -103,6 +103,15 @@ def test_slots_may_be_numbered_from_anywhere() -> None:
     assert take(slots, LONG) == Grant(5) and slots.free == 0
 
 
+def test_nobody_learns_by_the_cache_what_others_asked() -> None:
+    slots = slots_of(2)
+    line = Line(1, slots.take(LONG, len(LONG), "anna").slot, False, len(LONG), LONG, len(LONG), owner="anna")
+    slots.enter(line)
+    slots.give(line.slot)
+    assert slots.take(LONG, len(LONG), "bert") == Grant(1)
+    assert slots.take(LONG, len(LONG), "anna") == Grant(0, len(LONG) - 1)
+
+
 def test_a_cleared_slot_holds_nothing() -> None:
     slots = slots_of(1)
     slots.clear(run(slots, LONG).slot)

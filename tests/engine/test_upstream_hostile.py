@@ -128,10 +128,18 @@ async def test_the_key_goes_along_and_a_redirection_is_not_followed() -> None:
         upstream = upstream_of(server, key="very-secret")
         await engines.upstreams.learn(upstream)
         assert {asked.headers["authorization"] for asked in server.asked} == {"Bearer very-secret"}
+        server.script[MODELS] = repeats_key
+        with pytest.raises(MeshError) as caught:
+            await engines.upstreams.learn(upstream)
+        assert "very-secret" not in caught.value.message and "***" in caught.value.message
         server.script[MODELS] = elsewhere
         with pytest.raises(Unreachable, match="302"):
             await engines.upstreams.learn(upstream)
         assert other.asked == []
+
+
+async def repeats_key(asked: Asked) -> None:
+    await asked.refuse(401, "wrong key: " + asked.headers["authorization"])
 
 
 async def refuses_key(asked: Asked) -> None:

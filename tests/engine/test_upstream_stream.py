@@ -33,6 +33,29 @@ def said(text: str | None = None, finish: str | None = None, **more: Any) -> dic
     return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}], **more}
 
 
+@pytest.mark.parametrize("schema", ['{"a": NaN}', '{"a": 1e999}', '{"a": "\\ud800"}', "{"])
+def test_a_schema_that_is_no_json_is_the_requests_fault_before_anything_is_sent(schema: str) -> None:
+    """Python reads more than JSON, and would fail to write it later: a task comes from another machine."""
+    tools = Generation(CHAT, tools=(Tool("f", "", schema),))
+    form = Generation(CHAT, format=Format(FormatKind.JSON_SCHEMA, schema))
+    for request, param in ((tools, "tools"), (form, "response_format")):
+        with pytest.raises(BadInput) as caught:
+            generation_request("m", ABLE, request, NOTHING)
+        assert caught.value.param == param
+
+
+@pytest.mark.parametrize("index", ["0", [], 1.0, True])
+def test_vectors_numbered_with_something_else_than_numbers_are_garbage(index: object) -> None:
+    data = [{"index": index, "embedding": [1.0]}, {"index": 1, "embedding": [1.0]}]
+    with pytest.raises(Garbled):
+        vectors_in({"data": data}, 2)
+
+
+def test_vectors_without_numbers_come_in_order() -> None:
+    data = [{"index": None, "embedding": [1.0]}, {"embedding": [2.0]}]
+    assert len(vectors_in({"data": data}, 2)[0]) == 2
+
+
 def read(
     *events: dict[str, Any], first: int = 0, limit: int = 1000, skip: str = ""
 ) -> tuple[list[Token], FinishReason]:

@@ -279,6 +279,22 @@ def test_attempts_are_bounded() -> None:
     assert isinstance(end, ev.Fail) and end.code == "mesh_no_worker"
 
 
+def test_an_engine_without_room_is_a_busy_worker_and_no_fault() -> None:
+    d = Driver()
+    effects = d(ev.Ended(d.accepted(), EndReason.BUSY, "others are at work"))
+    assert ask(effects).excluded == {W1} and only(effects, ev.ReportFault) is None
+    d(ev.NoCandidate(("busy",)))
+    assert d.machine.queued and d.machine.would_take(W1, d.now_s)
+
+
+def test_a_job_whose_many_offers_met_busy_workers_fails_as_overloaded() -> None:
+    d = Driver()
+    while not d.ends():
+        d(ev.OfferDeclined(d.placed(W1), DeclineReason.BUSY))
+    (end,) = d.ends()
+    assert isinstance(end, ev.Fail) and end.code == "mesh_overloaded" and d.attempt.number == MAX_OFFERS
+
+
 def test_declines_do_not_count_as_attempts_but_end_as_well() -> None:
     d = Driver()
     for n in range(limits.MAX_ATTEMPTS + 1):

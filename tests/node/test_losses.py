@@ -11,6 +11,7 @@ from meshd.core import limits
 from meshd.core.errors import NoWorker
 from meshd.core.generation import FinishReason
 from meshd.node.views import TextDelta
+from meshd.testing.fakes import FakeEngine
 from tests.helpers import until
 from tests.node.mesh import Mesh, MeshNode, Outcome, Setup, all_idle, client, mesh_of, run_job, text_of
 
@@ -112,6 +113,22 @@ async def test_late_words_after_a_thaw_are_ignored() -> None:
             mesh.network.thaw(frozen.node)  # it went on, and all it said arrives now
         check_whole(got, text_of(job, 100), 100)
         await all_idle(list(mesh.nodes.values()))
+
+
+async def test_a_slip_in_an_engine_costs_the_attempt_and_not_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks come from other machines: what nobody foresaw in one must not end the daemon that it reaches."""
+
+    def slips(self: object, *_: object) -> object:
+        monkeypatch.undo()
+        raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
+
+    async with mesh_of(client(), "w1", "w2") as mesh:
+        monkeypatch.setattr(FakeEngine, "generate", slips)
+        got, job = Outcome(), mesh.job()
+        await run_job(mesh.nodes["app"], job, got)
+        check_whole(got, text_of(job), 20)
+        await all_idle(list(mesh.nodes.values()))
+        assert (await run_job(mesh.nodes["app"], mesh.job(max_tokens=3))).tokens == 3
 
 
 async def test_a_crashed_engine_moves_the_job_and_both_keep_the_receipt_of_what_was_done() -> None:
