@@ -79,8 +79,7 @@ def measure(rivals: list[Rival], rounds: int, tokens: int, add: Add) -> None:
 
 
 def _first(rival: Rival, prompt: str) -> None:
-    with rival.endpoint.client() as client:
-        complete(client, rival.endpoint, MODEL_NAME, "x", 1)  # opens the connection
+    with rival.endpoint.client() as client:  # a new one: llama-server closes some after a stream
         rival.note("time to first token", complete(client, rival.endpoint, MODEL_NAME, prompt, 4).first_s * 1000)
 
 
@@ -89,6 +88,7 @@ def _prefix(rival: Rival, salt: str) -> None:
     prompt = words(PREFIX_WORDS, salt)
     with rival.endpoint.client() as client:
         cold = complete(client, rival.endpoint, MODEL_NAME, prompt + " In short:", 1)
+    with rival.endpoint.client() as client:
         warm = complete(client, rival.endpoint, MODEL_NAME, prompt + " The end:", 1)
     rival.note("time to first token, long prompt", cold.first_s * 1000)
     rival.note("time to first token, its beginning cached", warm.first_s * 1000)

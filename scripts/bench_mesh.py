@@ -25,6 +25,7 @@ from pathlib import Path
 import bench_engine
 import bench_gaps
 import bench_llama_server
+import httpx
 import psutil
 from bench_load import Endpoint, median, percentile, throughput, times_to_first
 from rich.console import Console
@@ -291,7 +292,7 @@ def main() -> int:
                 console.print(f"[bold]{name}[/bold]")
                 try:
                     part(bench)
-                except (ClusterFailed, RuntimeError, OSError) as error:
+                except (ClusterFailed, RuntimeError, OSError, httpx.HTTPError) as error:
                     failed = True
                     bench.note(f"{name} could not be measured: {error}")
                     console.print("\n".join(getattr(error, "__notes__", ())), style="dim", markup=False)

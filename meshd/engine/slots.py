@@ -151,10 +151,15 @@ class Slots:
         return kept if kept and self._reaches_back(number, kept) else 0
 
     def _emptiest(self, but: int | None) -> int:
-        """An idle slot: an empty one, else the one not used for the longest time; the lowest of several, so that
-        busy slots stay neighbours."""
+        """An idle slot: beside a busy one, since a gap costs more than what a cache may save; of these (or of all) an
+        empty one, else the one not used for the longest time, the lowest of several."""
         idle = [n for n, slot in self._slots.items() if not slot.busy and n != but]
-        return min(idle, key=lambda n: (self._slots[n].held > 0, self._slots[n].used, n))
+        beside = [n for n in idle if self._busy(n - 1) or self._busy(n + 1)]
+        return min(beside or idle, key=lambda n: (self._slots[n].held > 0, self._slots[n].used, n))
+
+    def _busy(self, number: int) -> bool:
+        slot = self._slots.get(number)
+        return slot is not None and slot.busy
 
 
 def _common(held: Sequence[int], wanted: Sequence[int], at_most: int) -> int:

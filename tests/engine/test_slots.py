@@ -40,6 +40,16 @@ def test_empty_slots_come_first_then_the_one_unused_for_the_longest_time() -> No
     assert take(slots, LONG) == Grant(1) and take(slots, LONG) == Grant(0)
 
 
+def test_busy_slots_stay_neighbours_whatever_was_used_longest_ago() -> None:
+    slots = slots_of(9)
+    lines = [run(slots, [n] * 5) for n in range(9)]
+    for slot in (8, 0, 6, 3, 5, 2, 7, 1):
+        slots.give(slot)
+    assert lines[4].slot == 4, "still busy"
+    taken = [take(slots, LONG).slot for _ in range(4)]
+    assert sorted([*taken, 4]) == list(range(min(*taken, 4), min(*taken, 4) + 5))
+
+
 def test_a_little_in_common_is_not_worth_a_slot() -> None:
     slots = slots_of(2)
     slots.give(run(slots, LONG[:40]).slot)
